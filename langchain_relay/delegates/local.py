@@ -1,0 +1,115 @@
+"""A second local model in the hosted role: a larger GGUF as the expert, at no price."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from langchain_relay.engine.events import Decode
+from langchain_relay.engine.tokens import input_tokens_bound
+from langchain_relay.engine.values import (
+    Attempt,
+    Delta,
+    LocalModel,
+    LocalSession,
+    Mode,
+    Sampling,
+    Step,
+    Turn,
+    Usage,
+)
+from langchain_relay.messages import turns
+
+
+class LocalDelegate:
+    """Hands spans to a local model; the draft is continued literally and nothing is billed.
+
+    Args:
+        model: An alias, a path, `"hf:org/repo/file.gguf"`, or a `LlamaCppModel` with its own
+            settings. Decode threads of both models together should not exceed the cores.
+        sampling: How it samples; greedy by default.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | LocalModel,
+        *,
+        sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008 - frozen
+    ) -> None:
+        if isinstance(model, str | Path):
+            from langchain_relay.local import LlamaCppModel  # noqa: PLC0415 - only where needed
+
+            model = LlamaCppModel(model)
+        self._local = model
+        self._sampling = sampling
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._local.name
+
+    @property
+    def mode(self) -> Mode:
+        """The draft is the open end of the assistant's turn."""
+        return "prefill"
+
+    @property
+    def worst_attempts(self) -> int:
+        """There are no retries below us."""
+        return 1
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Tells this model from any other."""
+        return {"delegate": "local", **self._local.fingerprint}
+
+    def input_bound(self, attempt: Attempt) -> int:
+        """See `Delegate.input_bound`."""
+        return input_tokens_bound(turn.content for turn in _turns(attempt))
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        """See `Delegate.stream`."""
+        session = self._local.open(_turns(attempt), self._sampling).result()
+        try:
+            append: tuple[int, ...] = ()
+            for written in range(_limit(session, attempt)):
+                step = session.decode(Decode(append)).result()
+                if step.eog:
+                    yield _last(session, written, "stop", self.model)
+                    return
+                append = (step.id,)
+                yield Delta(text=step.text)
+            yield _last(session, _limit(session, attempt), "length", self.model)
+        finally:
+            session.close()
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        """Async twin of `stream`."""
+        session = await asyncio.wrap_future(self._local.open(_turns(attempt), self._sampling))
+        try:
+            append: tuple[int, ...] = ()
+            for written in range(_limit(session, attempt)):
+                step: Step = await asyncio.wrap_future(session.decode(Decode(append)))
+                if step.eog:
+                    yield _last(session, written, "stop", self.model)
+                    return
+                append = (step.id,)
+                yield Delta(text=step.text)
+            yield _last(session, _limit(session, attempt), "length", self.model)
+        finally:
+            session.close()
+
+
+def _turns(attempt: Attempt) -> list[Turn]:
+    draft = attempt.draft.rstrip()
+    return [*turns(attempt.messages), *([Turn("assistant", draft)] if draft else [])]
+
+
+def _limit(session: LocalSession, attempt: Attempt) -> int:
+    return min(attempt.max_tokens, session.context_left)
+
+
+def _last(session: LocalSession, written: int, finish: str, model: str) -> Delta:
+    return Delta(usage=Usage(session.prompt_tokens, written), finish=finish, model=model)

@@ -1,0 +1,334 @@
+"""Performs a hand-over's wire asks and answers the drivers: the only place that waits for a host.
+
+Two classes of one shape: `_Line` for threads, `_AsyncLine` for event loops. A sync stream is
+pulled by a daemon thread through a bounded queue, because clients ignore their own timeouts when
+a host sends keep-alives: the deadline is enforced from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.callbacks.manager import BaseRunManager
+
+from langchain_relay.delegates.handover import (
+    Abandoned,
+    Close,
+    HandOver,
+    Next,
+    Send,
+    Sleep,
+    Terms,
+    Wire,
+    hand_over,
+)
+from langchain_relay.delegates.tracing import aopen_child, open_child, result
+from langchain_relay.engine.drivers import shielded
+from langchain_relay.engine.errors import DelegateError, DelegateTimeout
+from langchain_relay.engine.values import (
+    Attempt,
+    Delegate,
+    Delta,
+    EndWhy,
+    Opened,
+    SpanEnd,
+    SpanPiece,
+    SpanRequest,
+)
+
+QUEUED_PIECES = 64
+"""Pieces a pulling thread may be ahead of its reader."""
+
+
+class HostedSide:
+    """The hosted side of one answer: an engine `SpanSource` over a delegate.
+
+    Args:
+        terms: What every hand-over of this answer is under.
+        parent: The answer's own run; hosted attempts become its children. `None`: no tracing.
+    """
+
+    def __init__(self, terms: Terms, parent: BaseRunManager | None) -> None:
+        self._terms = terms
+        self._parent = parent
+        self.abandoned: SpanEnd | None = None
+        """The end of a span that was open when the answer was closed."""
+        self._flow: HandOver | None = None
+        self._line: _Line | None = None
+        self._aline: _AsyncLine | None = None
+
+    # --- sync -----------------------------------------------------------------------------------
+
+    def open(self, request: SpanRequest) -> Opened | SpanEnd:
+        """See `SpanSource.open`."""
+        self._flow = hand_over(self._terms, request)
+        self._line = _Line(self._terms, self._parent)
+        out = self._run(None)
+        assert isinstance(out, Opened | SpanEnd), "a hand-over opens or is refused"
+        return out
+
+    def pull(self) -> SpanPiece | SpanEnd:
+        """See `SpanSource.pull`."""
+        return _not_opened(self._run(None))
+
+    def hangup(self, why: EndWhy) -> SpanEnd:
+        """See `SpanSource.hangup`."""
+        return _ended(self._run(why))
+
+    def close(self) -> SpanEnd | None:
+        """See `SpanSource.close`."""
+        if self._flow is not None:
+            self.abandoned = _ended(self._run(Abandoned()))
+        return self.abandoned
+
+    def _run(self, answer: Any) -> Opened | SpanPiece | SpanEnd:
+        """Resume the hand-over and perform its asks until it answers."""
+        assert self._flow is not None, "no span is open"
+        assert self._line is not None, "a sync span is pulled by sync code"
+        while True:
+            out = _resume(self._flow, answer)
+            if isinstance(out, SpanEnd):
+                self._flow = self._line = None
+            if isinstance(out, Opened | SpanPiece | SpanEnd):
+                return out
+            try:
+                answer = self._line.perform(out)
+            except DelegateError as error:
+                answer = error
+
+    # --- async ----------------------------------------------------------------------------------
+
+    async def aopen(self, request: SpanRequest) -> Opened | SpanEnd:
+        """Async twin of `open`."""
+        self._flow = hand_over(self._terms, request)
+        self._aline = _AsyncLine(self._terms, self._parent)
+        out = await self._arun(None)
+        assert isinstance(out, Opened | SpanEnd), "a hand-over opens or is refused"
+        return out
+
+    async def apull(self) -> SpanPiece | SpanEnd:
+        """Async twin of `pull`."""
+        return _not_opened(await self._arun(None))
+
+    async def ahangup(self, why: EndWhy) -> SpanEnd:
+        """Async twin of `hangup`."""
+        return _ended(await self._arun(why))
+
+    async def aclose(self) -> SpanEnd | None:
+        """Async twin of `close`."""
+        if self._flow is not None:
+            self.abandoned = _ended(await self._arun(Abandoned()))
+        return self.abandoned
+
+    async def _arun(self, answer: Any) -> Opened | SpanPiece | SpanEnd:
+        """Async twin of `_run`."""
+        assert self._flow is not None, "no span is open"
+        assert self._aline is not None, "an async span is pulled by async code"
+        while True:
+            out = _resume(self._flow, answer)
+            if isinstance(out, SpanEnd):
+                self._flow = self._aline = None
+            if isinstance(out, Opened | SpanPiece | SpanEnd):
+                return out
+            try:
+                answer = await self._aline.perform(out)
+            except DelegateError as error:
+                answer = error
+
+
+def _resume(flow: HandOver, answer: Any) -> Wire | Opened | SpanPiece | SpanEnd:
+    return flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+
+
+def _not_opened(out: Opened | SpanPiece | SpanEnd) -> SpanPiece | SpanEnd:
+    assert not isinstance(out, Opened), "a span opens once"
+    return out
+
+
+def _ended(out: Opened | SpanPiece | SpanEnd) -> SpanEnd:
+    assert isinstance(out, SpanEnd), "a span that was hung up has ended"
+    return out
+
+
+# --- the sync line ------------------------------------------------------------------------------
+
+
+class _Line:
+    """One hand-over's streams, one after the other, on a thread of their own."""
+
+    def __init__(self, terms: Terms, parent: BaseRunManager | None) -> None:
+        self._terms = terms
+        self._parent = parent
+        self._pump: _Pump | None = None
+        self._child: Any = None
+
+    def perform(self, ask: Wire) -> Delta | None:
+        match ask:
+            case Send(attempt):
+                if self._terms.rate_limiter is not None:
+                    self._terms.rate_limiter.acquire(blocking=True)
+                if self._parent is not None:
+                    self._child = open_child(self._parent, self._terms.delegate, attempt)
+                self._pump = _Pump(
+                    self._terms.delegate, replace(attempt, run_manager=self._child)
+                )
+                return None
+            case Next(deadline):
+                assert self._pump is not None, "Send comes before Next"
+                return self._pump.next(deadline - self._terms.clock())
+            case Close():
+                self._close(ask)
+                return None
+            case Sleep(seconds):
+                time.sleep(seconds)
+                return None
+
+    def _close(self, ask: Close) -> None:
+        pump, self._pump = self._pump, None
+        child, self._child = self._child, None
+        if pump is not None:
+            pump.close()
+        if child is None:
+            return
+        if isinstance(ask.error, DelegateError):
+            child.on_llm_error(ask.error, response=_result(self._terms, ask))
+        else:
+            child.on_llm_end(_result(self._terms, ask))
+
+
+def _result(terms: Terms, ask: Close) -> Any:
+    return result(ask.received, terms.model_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+class _Pump:
+    """Pulls a sync stream on a daemon thread, in a copy of the caller's context."""
+
+    def __init__(self, delegate: Delegate, attempt: Attempt) -> None:
+        self._pieces: queue.Queue[Delta | _Failed | None] = queue.Queue(QUEUED_PIECES)
+        self._closed = threading.Event()
+        context = contextvars.copy_context()
+        threading.Thread(
+            target=context.run,
+            args=(self._pull, delegate, attempt),
+            name="relay-delegate",
+            daemon=True,
+        ).start()
+
+    def next(self, timeout_s: float) -> Delta | None:
+        try:
+            timeout = None if timeout_s == float("inf") else max(0.0, timeout_s)
+            piece = self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            raise _timed_out() from None
+        if isinstance(piece, _Failed):
+            if isinstance(piece.error, DelegateError):
+                raise piece.error
+            raise _unexpected(piece.error) from piece.error
+        return piece
+
+    def close(self) -> None:
+        """The thread closes the stream at its next piece; a reader that hangs is abandoned."""
+        self._closed.set()
+        while True:  # a thread that waits to put a piece goes on and sees the flag
+            try:
+                self._pieces.get_nowait()
+            except queue.Empty:
+                return
+
+    def _pull(self, delegate: Delegate, attempt: Attempt) -> None:
+        try:
+            stream = delegate.stream(attempt)
+            for delta in stream:
+                if self._closed.is_set():
+                    break
+                self._put(delta)
+            if close := getattr(stream, "close", None):
+                close()
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the reader, which raises it
+            self._put(_Failed(error))
+
+    def _put(self, piece: Delta | _Failed | None) -> None:
+        while not self._closed.is_set():
+            try:
+                self._pieces.put(piece, timeout=1.0)
+            except queue.Full:
+                continue
+            return
+
+
+def _timed_out() -> DelegateTimeout:
+    # An attempt that used up the deadline is not retried: nothing is left of it.
+    return DelegateTimeout("the hosted model did not finish within `timeout`", retryable=False)
+
+
+def _unexpected(error: BaseException) -> DelegateError:
+    return DelegateError(f"the delegate raised {type(error).__name__}: {error}", retryable=False)
+
+
+# --- the async line -----------------------------------------------------------------------------
+
+
+class _AsyncLine:
+    """One hand-over's streams, one after the other, on the running event loop."""
+
+    def __init__(self, terms: Terms, parent: BaseRunManager | None) -> None:
+        self._terms = terms
+        self._parent = parent
+        self._stream: AsyncIterator[Delta] | None = None
+        self._child: Any = None
+
+    async def perform(self, ask: Wire) -> Delta | None:
+        match ask:
+            case Send(attempt):
+                if self._terms.rate_limiter is not None:
+                    await self._terms.rate_limiter.aacquire(blocking=True)
+                if self._parent is not None:
+                    self._child = await aopen_child(self._parent, self._terms.delegate, attempt)
+                attempt = replace(attempt, run_manager=self._child)
+                self._stream = self._terms.delegate.astream(attempt)
+                return None
+            case Next(deadline):
+                return await self._next(deadline - self._terms.clock())
+            case Close():
+                await self._close(ask)
+                return None
+            case Sleep(seconds):
+                await asyncio.sleep(seconds)
+                return None
+
+    async def _next(self, timeout_s: float) -> Delta | None:
+        assert self._stream is not None, "Send comes before Next"
+        try:
+            async with asyncio.timeout(None if timeout_s == float("inf") else timeout_s):
+                return await anext(self._stream, None)
+        except DelegateError:
+            raise
+        except TimeoutError:
+            raise _timed_out() from None
+        except Exception as error:
+            raise _unexpected(error) from error
+
+    async def _close(self, ask: Close) -> None:
+        stream, self._stream = self._stream, None
+        child, self._child = self._child, None
+        if stream is not None and hasattr(stream, "aclose"):
+            await shielded(stream.aclose())
+        if child is None:
+            return
+        if isinstance(ask.error, DelegateError):
+            await child.on_llm_error(ask.error, response=_result(self._terms, ask))
+        else:
+            await child.on_llm_end(_result(self._terms, ask))

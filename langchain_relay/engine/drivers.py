@@ -1,0 +1,93 @@
+"""The two drivers: they answer the relay's asks, pass its events on, and close everything.
+
+Time passes only in the session and in the span source. The two functions differ by `await` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import TypeVar
+
+from langchain_relay.engine.events import Call, Decode, Event, Feed, Hangup, Pull
+from langchain_relay.engine.loop import Answer, Flow
+from langchain_relay.engine.values import LocalSession, SpanSource
+
+T = TypeVar("T")
+
+
+def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Iterator[Event]:
+    """Run one answer to its end; yields its events.
+
+    Closing this iterator early gives the sequence back, closes the hosted stream and settles.
+    """
+    answer: Answer = None
+    try:
+        while True:
+            try:
+                out = flow.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            match out:
+                case Decode():
+                    answer = session.decode(out).result()
+                case Feed():
+                    session.feed(out)
+                case Call():
+                    answer = source.open(out.request)
+                case Pull():
+                    answer = source.pull()
+                case Hangup():
+                    answer = source.hangup(out.why)
+                case _:
+                    yield out
+    finally:
+        flow.close()
+        session.close()
+        source.close()
+
+
+async def adrive(flow: Flow, session: LocalSession, source: SpanSource) -> AsyncIterator[Event]:
+    """Async twin of `drive`; closing is shielded from cancellation."""
+    answer: Answer = None
+    try:
+        while True:
+            try:
+                out = flow.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            match out:
+                case Decode():
+                    answer = await asyncio.wrap_future(session.decode(out))
+                case Feed():
+                    session.feed(out)
+                case Call():
+                    answer = await source.aopen(out.request)
+                case Pull():
+                    answer = await source.apull()
+                case Hangup():
+                    answer = await source.ahangup(out.why)
+                case _:
+                    yield out
+    finally:
+        flow.close()
+        session.close()
+        await shielded(source.aclose())
+
+
+async def shielded(closing: Awaitable[T]) -> T:
+    """Wait for `closing` to its end, also when this task is cancelled meanwhile; then be cancelled."""
+    task = asyncio.ensure_future(closing)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

@@ -1,0 +1,135 @@
+"""The errors the relay itself can raise.
+
+    RelayError
+    ├── UsageMistake            the caller's: a wrong argument, file or setting
+    │   ├── ModelNotFound       a GGUF, alias or adapter that is not there, or is no GGUF
+    │   ├── UnknownDelegate     a delegate string or object nobody can use
+    │   ├── PriceUnknown        a budget in USD over a model without a price
+    │   ├── UnsupportedContent  images, audio and other content a text model cannot read
+    │   └── MissingExtra        an optional dependency that is not installed
+    ├── ContextOverflowError    the prompt or the answer does not fit into the local context
+    ├── BudgetExceeded          a budget refused a hand-over
+    ├── DelegateError           the hosted side failed
+    │   ├── DelegateTimeout     it took longer than `timeout`
+    │   └── DelegateTruncated   its stream ended without a finish reason
+    └── LocalModelError         the local engine failed or was closed
+
+`langchain_relay.errors` has the same names with langchain-core's error family as second base.
+"""
+
+from __future__ import annotations
+
+NANOUSD_PER_USD = 10**9
+
+
+class RelayError(Exception):
+    """Base of every error of this package."""
+
+
+class UsageMistake(RelayError):
+    """Something the caller passed cannot be used as it is."""
+
+
+class ModelNotFound(UsageMistake):
+    """A model file or alias that is missing, or is not what it should be."""
+
+
+class UnknownDelegate(UsageMistake):
+    """A delegate that cannot be used."""
+
+
+class PriceUnknown(UsageMistake):
+    """A price is needed and nobody knows one. Unknown is not zero."""
+
+
+class UnsupportedContent(UsageMistake):
+    """Message content that a text-only local model cannot read."""
+
+
+class MissingExtra(RelayError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class ContextOverflowError(RelayError):
+    """Text that does not fit into the local context of `n_ctx` tokens."""
+
+    def __init__(self, message: str, *, needed_tokens: int, n_ctx: int) -> None:
+        super().__init__(message)
+        self.needed_tokens = needed_tokens
+        self.n_ctx = n_ctx
+
+
+class BudgetExceeded(RelayError):
+    """A budget refused a hand-over before anything was spent on it.
+
+    Attributes:
+        unit: `usd`, `tokens` or `calls`: which limit refused.
+        needed: The worst case asked for, in nano-dollars, tokens or calls.
+        left: What was left, in the same unit.
+        limit: The limit, in the same unit.
+        scope: The scope of the limit, for example `run`.
+        window: The window of the limit, or `None`.
+    """
+
+    def __init__(
+        self,
+        *,
+        unit: str,
+        needed: int,
+        left: int,
+        limit: int,
+        scope: str = "run",
+        window: str | None = None,
+    ) -> None:
+        self.unit = unit
+        self.needed = needed
+        self.left = left
+        self.limit = limit
+        self.scope = scope
+        self.window = window
+        super().__init__(
+            f"this hand-over may need {_amount(needed, unit)} but {_amount(left, unit)} of "
+            f"{_amount(limit, unit)} is left for this {scope}; raise Budget({unit}=...) "
+            f"or lower max_span_tokens"
+        )
+
+
+def _amount(value: int, unit: str) -> str:
+    if unit != "usd":
+        return f"{value} {unit}"
+    return f"{value / NANOUSD_PER_USD:.9f}".rstrip("0").rstrip(".") + " USD"
+
+
+class DelegateError(RelayError):
+    """The hosted side failed.
+
+    Attributes:
+        retryable: Another attempt may succeed.
+        sent: The provider answered with content or may have begun to; money may be owed.
+        retry_after_s: Seconds the provider asked to wait, if it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        sent: bool = True,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.sent = sent
+        self.retry_after_s = retry_after_s
+
+
+class DelegateTimeout(DelegateError):
+    """The hosted side took longer than the hand-over may take."""
+
+
+class DelegateTruncated(DelegateError):
+    """The hosted stream ended without a finish reason."""
+
+
+class LocalModelError(RelayError):
+    """The local engine failed or was closed."""

@@ -1,0 +1,148 @@
+"""Three views of one transcript, and the tokens that are still undecided.
+
+The user's view leaves through the screen. The hosted side's view is `draft`: shown text without
+commands. The local view is what `pending` and `rewind` tell the session, token by token; sampled
+tokens go in as ids and are never tokenized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from langchain_relay.engine.events import CommandHidden, Decode, Event, Feed, TextAdded
+from langchain_relay.engine.policy import Held
+from langchain_relay.engine.screen import Screen
+from langchain_relay.engine.values import Counter, Rule, Step
+
+
+class Transcript:
+    """What has been written so far, by anyone."""
+
+    def __init__(self, stop: tuple[str, ...], count: Counter) -> None:
+        self.count = count
+        self.screen = Screen(stop)
+        self.draft = ""
+        self.shown_tokens = 0
+        self.context_tokens = 0
+        """Tokens behind the prompt in the local context, hidden ones included."""
+        self.held: list[Step] = []
+        """Sampled tokens that are neither shown, nor hidden, nor dropped yet."""
+        self._flushed = 0  # of these, how many the session has in its context
+        self._lead_shown = 0  # characters of the held text that are shown already
+        self._pending: list[int | str] = []
+        self._rewind = 0
+
+    @property
+    def held_text(self) -> str:
+        """Text of the held tokens."""
+        return "".join(step.text for step in self.held)
+
+    @property
+    def unshown_text(self) -> str:
+        """Held text without the lead that is shown already."""
+        return self.held_text[self._lead_shown :]
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens the next ask will append."""
+        return sum(self.count(item) if isinstance(item, str) else 1 for item in self._pending)
+
+    # --- the local context ----------------------------------------------------------------------
+
+    def decode(self, rule: Rule) -> Decode:
+        """The ask for the next local token."""
+        append, rewind = self._flush()
+        self._flushed = len(self.held)
+        return Decode(append, rewind, rule)
+
+    def feed(self, text: str, tokens: int) -> Feed:
+        """The ask that puts hosted `text` into the local context."""
+        append, rewind = self._flush()
+        self.context_tokens += tokens
+        return Feed((*append, text), rewind)
+
+    def hold(self, step: Step) -> None:
+        """Withhold a token that the policy has seen; it goes into the context."""
+        self._pending.append(step.id)
+
+    def _flush(self) -> tuple[tuple[int | str, ...], int]:
+        self.context_tokens += self.pending_tokens
+        append, rewind = tuple(self._pending), self._rewind
+        self._pending, self._rewind = [], 0
+        return append, rewind
+
+    # --- the user's view ------------------------------------------------------------------------
+
+    def show(self, added: TextAdded) -> Iterator[Event]:
+        """Make text part of the answer; the screen may withhold it for a while."""
+        self.draft += added.text
+        self.shown_tokens += added.tokens
+        yield from self.screen.push(added)
+
+    def show_lead(self, lead: int) -> Iterator[Event]:
+        """Show the ordinary text in front of a command; the rest stays held."""
+        text = self.held_text[self._lead_shown : lead]
+        if text:
+            tokens = _steps_within(self.held, lead) - _steps_within(self.held, self._lead_shown)
+            self._lead_shown = lead
+            yield from self.show(TextAdded(text, "local", tokens))
+
+    def insert(self, insert: str, aside: str = "") -> Iterator[Event]:
+        """Add text in the policy's own name: `insert` is shown, `aside` only the local side sees."""
+        if insert:
+            self._pending.append(insert)
+            yield from self.show(TextAdded(insert, "policy", self.count(insert)))
+        if aside:
+            self._pending.append(aside)
+            yield CommandHidden(aside, len(self.draft), self.count(aside))
+
+    def settle_held(self, how: Held, lead: int = 0) -> Iterator[Event]:
+        """Show, hide or drop the held tokens, and note what that means for the local context."""
+        if not self.held:
+            return
+        yield from self.show_lead(len(self.held_text) if how == "show" else lead)
+        if how == "drop":
+            self._take_back(self._lead_shown)
+        else:
+            known = self._flushed + len(self._pending)
+            self._pending += [step.id for step in self.held[known:]]
+        if how == "hide" and self.unshown_text:
+            tokens = len(self.held) - _steps_within(self.held, self._lead_shown)
+            yield CommandHidden(self.unshown_text, len(self.draft), max(1, tokens))
+        self.held, self._flushed, self._lead_shown = [], 0, 0
+
+    def _take_back(self, lead: int) -> None:
+        """Rewind the held tokens behind `lead`; a token that `lead` cuts comes back as text."""
+        kept = _whole_steps(self.held, lead)
+        rewind = max(0, self._flushed - kept)
+        self._rewind += rewind
+        self.context_tokens -= rewind
+        self._pending = [step.id for step in self.held[self._flushed : kept]]
+        whole = sum(len(step.text) for step in self.held[:kept])
+        if rest := self.held_text[whole:lead]:
+            self._pending.append(rest)
+
+
+def _steps_within(steps: list[Step], chars: int) -> int:
+    """How many of `steps` have a character among the first `chars`."""
+    seen = within = 0
+    for step in steps:
+        if step.text and seen < chars:
+            within += 1
+        seen += len(step.text)
+    return within
+
+
+def _whole_steps(steps: list[Step], chars: int) -> int:
+    """How many leading `steps` lie wholly within the first `chars` characters.
+
+    A token without text has only begun a character: it belongs to the token that completes it.
+    """
+    seen = whole = 0
+    for i, step in enumerate(steps, start=1):
+        seen += len(step.text)
+        if seen > chars:
+            break
+        if step.text:
+            whole = i
+    return whole

@@ -1,0 +1,252 @@
+"""`LlamaCppModel`: a GGUF in this process, for many chats at once. Constructing it loads nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_relay.engine.errors import LocalModelError, UsageMistake
+from langchain_relay.local import models
+from langchain_relay.local.context_types import LlamaSettings
+from langchain_relay.local.engine import Ask, Closed, Engine, Fed, Lease, Open, Stop
+from langchain_relay.local.sampling import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from langchain_relay.engine.events import Decode, Feed
+    from langchain_relay.engine.values import LocalSession, Sampling, Step, Turn
+    from langchain_relay.local.context_types import Context
+
+
+class LlamaCppModel:
+    """A local model that writes up to `max_concurrency` answers at once, in one llama.cpp context.
+
+    The file is loaded at the first `open` or `count`, by the one thread that then decodes for
+    everybody. Use it from any number of threads and event loops; `close()` it, or leave that to
+    garbage collection and the end of the process.
+
+    With a given seed the text does not depend on what else is decoded: greedy text exactly, drawn
+    text as far as llama.cpp's arithmetic does not depend on the size of a batch, which it may in
+    the last bits of a score.
+
+    Args:
+        model: An alias (`"smollm2-135m"`), a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.
+        adapter: A LoRA adapter as a GGUF file.
+        n_ctx: Tokens of one chat, prompt and answer; the context has `max_concurrency` times as
+            many. `None`: 4096, or what the model was trained on if that is less.
+        n_threads: Decode threads; `None`: the cores this process may use. All processes of a
+            machine together should not have more of them than it has cores.
+        n_gpu_layers: Layers to keep on a GPU; -1 means all.
+        max_concurrency: Answers written at once; more of them queue.
+        n_batch: Tokens evaluated in one step, at most. A long prompt is evaluated in such pieces,
+            between which other chats get their tokens.
+
+    Raises:
+        ModelNotFound: no such alias or file, or a file that is no GGUF.
+        MissingExtra: a `hf:` name needs `langchain-relay[hub]`.
+        UsageMistake: a number that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-135m",
+        *,
+        adapter: str | Path | None = None,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        max_concurrency: int = 4,
+        n_batch: int = 512,
+    ) -> None:
+        models.check(model)
+        self._settings = LlamaSettings(
+            model=model,
+            adapter=None if adapter is None else models.check_gguf(adapter, what="adapter"),
+            n_ctx=None if n_ctx is None else _at_least_one("n_ctx", n_ctx),
+            n_threads=_at_least_one("n_threads", n_threads) if n_threads is not None else _cores(),
+            n_gpu_layers=n_gpu_layers,
+            max_concurrency=_at_least_one("max_concurrency", max_concurrency),
+            n_batch=max(_at_least_one("n_batch", n_batch), max_concurrency),
+        )
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The alias, or the file name without its suffix."""
+        return models.display_name(self._settings.model)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able facts that tell this model and its settings from any other."""
+        adapter = self._settings.adapter
+        return {
+            "kind": "llama.cpp",
+            "model": models.fingerprint(self._settings.model),
+            "adapter": None if adapter is None else models.fingerprint(adapter),
+            "n_ctx": self._settings.n_ctx,
+        }
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the file is in memory."""
+        engine = self._engine
+        if engine is None or not engine.alive or not engine.loaded.done():
+            return False
+        return engine.loaded.exception() is None
+
+    def open(
+        self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False
+    ) -> Future[LocalSession]:
+        """Queue for a sequence; the future resolves once one is leased to this answer.
+
+        A future cancelled while it queues leaves the queue.
+
+        Args:
+            turns: The conversation.
+            sampling: How to sample; `langchain_relay.local.sampling.Chosen` has the defaults.
+            open_assistant: Continue the last turn, which is the assistant's.
+
+        Raises:
+            UsageMistake: a sampling value is out of range; through the future: the chat template
+                refuses the conversation.
+            ContextOverflowError: (through the future) the prompt does not fit into `n_ctx`.
+            LocalModelError: (through the future) loading failed, or the model was closed.
+        """
+        chosen = choose(sampling)
+        engine = self._running_engine()
+        future: Future[LocalSession] = Future()
+
+        def granted(lease: Lease, context: Context) -> LlamaCppSession:
+            return LlamaCppSession(self, engine, lease, context)
+
+        engine.submit(Open(tuple(turns), chosen, open_assistant, granted, future))
+        return future
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`; loads the model on first use, and waits for that."""
+        return self._running_engine().loaded.result().vocab.count(text)
+
+    def close(self) -> None:
+        """Free the model. What is still pending fails; later uses raise `LocalModelError`."""
+        with self._lock:
+            self._closed, engine = True, self._engine
+        if engine is not None:
+            engine.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LlamaCppModel({str(self._settings.model)!r})"
+
+    def _running_engine(self) -> Engine:
+        """The engine; a new one if there is none, or if the last one failed or was forked away."""
+        with self._lock:
+            if self._closed:
+                raise LocalModelError(f"the local model {self.name!r} was closed")
+            if self._engine is None or not self._engine.alive:
+                self._engine = _start_engine(self._settings)
+                # The thread holds the engine, never the model; so the model can be collected.
+                weakref.finalize(self, self._engine.submit, Stop()).atexit = False
+            return self._engine
+
+
+class LlamaCppSession:
+    """One answer being written. Its methods never block.
+
+    Attributes:
+        prompt_tokens: Tokens of the rendered prompt.
+        cached_tokens: Of these, tokens whose KV was reused.
+        context_left: Tokens that still fit behind the prompt.
+        thinking: Whether the chat template knows `<think>` tags.
+    """
+
+    def __init__(
+        self, model: LlamaCppModel, engine: Engine, lease: Lease, context: Context
+    ) -> None:
+        self._model = model  # keeps the engine running
+        self._engine = engine
+        self._lease = lease
+        self._vocab = context.vocab
+        self.prompt_tokens = lease.sequence.prompt_tokens
+        self.cached_tokens = 0
+        self.context_left = context.n_ctx - self.prompt_tokens
+        self.thinking = context.thinking
+        self._close = weakref.finalize(self, engine.submit, Closed(lease))
+        self._close.atexit = False
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Tokens evaluated for this answer so far, those of the prompt included."""
+        return self._lease.sequence.evaluated_tokens
+
+    def decode(self, ask: Decode) -> Future[Step]:
+        """Take back `ask.rewind` tokens, append `ask.append`, sample one token under `ask.rule`.
+
+        Raises:
+            ContextOverflowError: (through the future) the tokens no longer fit.
+            UsageMistake: (through the future) the ask cannot be done.
+            LocalModelError: (through the future) the session or the model was closed.
+        """
+        future: Future[Step] = Future()
+        self._engine.submit(Ask(self._lease, ask, future))
+        return future
+
+    def feed(self, ask: Feed) -> None:
+        """Put foreign text into the context while it arrives; evaluated by the next decode."""
+        self._engine.submit(Fed(self._lease, ask))
+
+    def count(self, text: str) -> int:
+        """Tokens of `text` in the local vocabulary."""
+        return self._vocab.count(text)
+
+    def close(self) -> None:
+        """Give the sequence back. May be called at any time and more than once."""
+        self._close()
+
+
+def _start_engine(settings: LlamaSettings) -> Engine:
+    def load() -> Context:
+        from langchain_relay.local.context import LlamaContext
+
+        return LlamaContext(settings)
+
+    engine = Engine(load, max_concurrency=settings.max_concurrency, n_batch=settings.n_batch)
+    engine.start()
+    return engine
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UsageMistake(f"{name}={value!r} is out of range; it must be at least 1")
+    return value
+
+
+def _cores() -> int:
+    """The cores this process may use; a container's share may be less than its machine has."""
+    cores = os.cpu_count() or 1
+    with suppress(AttributeError):  # Linux only
+        cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores

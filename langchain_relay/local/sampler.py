@@ -1,0 +1,119 @@
+"""llama.cpp's sampler chain as a function of the text: what it draws depends on nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import llama_cpp
+import numpy as np
+
+from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, Chosen, draw_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    Logits = NDArray[np.float32]  # (n_vocab,)
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class Sampler:
+    """Picks the next token of one answer.
+
+    It holds no state of the text: the penalty reads the last written ids at each pick, and the
+    random draw is seeded by the position. So picking twice at one place gives the same token.
+    """
+
+    def __init__(self, chosen: Chosen, n_vocab: int) -> None:
+        self._chosen = chosen
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._candidates = np.empty(n_vocab, dtype=_CANDIDATE)
+        params = llama_cpp.llama_sampler_chain_default_params()
+        self._chain = llama_cpp.llama_sampler_chain_init(params)
+        for sampler in _links(chosen, n_vocab):
+            llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+
+    def pick(self, logits: Logits, position: int, written: Sequence[int]) -> int:
+        """The next token's id.
+
+        Args:
+            logits: One score per vocabulary item; -inf forbids one.
+            position: Tokens behind the prompt so far.
+            written: The last ids of the answer, `PENALTY_LAST_TOKENS` of them if there are.
+        """
+        if self._chosen.greedy and not self._chosen.penalized:
+            return int(np.argmax(logits))
+        array = self._array(logits)
+        if self._chosen.penalized:
+            llama_cpp.llama_sampler_reset(self._chain)
+            for token in written:
+                llama_cpp.llama_sampler_accept(self._chain, token)
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        last = self._last_link(position)
+        llama_cpp.llama_sampler_apply(last, ctypes.byref(array))
+        llama_cpp.llama_sampler_free(last)
+        return int(array.data[array.selected].id)
+
+    def free(self) -> None:
+        """Free the chain; the sampler is not used again."""
+        llama_cpp.llama_sampler_free(self._chain)
+
+    def _last_link(self, position: int) -> int:
+        if self._chosen.greedy:
+            return llama_cpp.llama_sampler_init_greedy()  # type: ignore[no-any-return]  # a ctypes function
+        return llama_cpp.llama_sampler_init_dist(  # type: ignore[no-any-return]  # a ctypes function
+            draw_seed(self._chosen.seed, position)
+        )
+
+    def _array(self, logits: Logits) -> llama_cpp.llama_token_data_array:
+        self._candidates["id"] = self._ids
+        self._candidates["logit"] = logits
+        self._candidates["p"] = 0
+        return llama_cpp.llama_token_data_array(
+            data=self._candidates.ctypes.data_as(llama_cpp.llama_token_data_p),
+            size=len(self._candidates),
+            selected=-1,
+            sorted=False,
+        )
+
+
+def _links(chosen: Chosen, n_vocab: int) -> Iterable[int]:
+    """The chain before the draw, in llama.cpp's own order."""
+    if chosen.penalized:
+        yield llama_cpp.llama_sampler_init_penalties(
+            n_vocab, PENALTY_LAST_TOKENS, chosen.repeat_penalty, 0.0, 0.0
+        )
+    if chosen.greedy:
+        return
+    if chosen.top_k > 0:
+        yield llama_cpp.llama_sampler_init_top_k(chosen.top_k)
+    if chosen.top_p < 1:
+        yield llama_cpp.llama_sampler_init_top_p(chosen.top_p, 1)
+    if chosen.min_p > 0:
+        yield llama_cpp.llama_sampler_init_min_p(chosen.min_p, 1)
+    yield llama_cpp.llama_sampler_init_temp(chosen.temperature)
+
+
+def measure(logits: Logits, signals: Iterable[str]) -> dict[str, float]:
+    """Signals of the next-token distribution, before temperature and filters.
+
+    `margin` is the likeliest token's probability less the second's; `entropy` is in nats.
+    """
+    wanted = frozenset(signals)
+    if not wanted:
+        return {}
+    # Below -80 a token has no weight in float32, and -inf * 0 would be NaN.
+    shifted = np.maximum(logits - logits.max(), np.float32(-80))
+    weights = np.exp(shifted)
+    total = float(weights.sum())
+    found = {}
+    if "entropy" in wanted:
+        found["entropy"] = float(np.log(total)) - float(np.dot(weights, shifted)) / total
+    if "margin" in wanted:
+        best = int(np.argmax(weights))
+        first, weights[best] = float(weights[best]), 0
+        found["margin"] = (first - float(weights.max())) / total
+    return found

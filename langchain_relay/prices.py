@@ -1,0 +1,225 @@
+"""What tokens cost: the user's prices first, then the table of genai-prices, else unknown.
+
+Decimal inside, integer nano-dollars out, rounded up. Nothing is fetched: genai-prices carries its
+data, and is imported on the first look-up that needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, Protocol
+
+from langchain_relay.engine.errors import NANOUSD_PER_USD, UsageMistake
+from langchain_relay.engine.values import Usage
+
+__all__ = ["Price", "PriceBook", "UsdPerMillion", "reported_nanousd"]
+
+UsdPerMillion = Decimal | int | float | str
+"""US dollars per million tokens."""
+
+_NANOUSD_PER_TOKEN = Decimal(NANOUSD_PER_USD) / Decimal(10**6)
+"""Nano-dollars per token at a price of 1 US dollar per million tokens."""
+
+_LOWEST_PLAUSIBLE_USD_PER_MTOK = Decimal("0.0001")
+"""Below this a price was surely entered per token: the cheapest of genai-prices 0.2.3 is 0.003."""
+
+_PAIR = 2
+
+
+class Price(Protocol):
+    """What one model costs."""
+
+    @property
+    def source(self) -> str:
+        """Where the price comes from, for example `user` or `genai-prices 0.2.3`."""
+        ...
+
+    def cost_nanousd(self, usage: Usage) -> int:
+        """Nano-dollars for reported counts, rounded up. Inconsistent counts cost as uncached."""
+        ...
+
+    def worst_nanousd(self, input_tokens: int, output_tokens: int) -> int:
+        """Nano-dollars at the highest applicable input price, cache writes included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UserPrice:
+    """A price the user gave; cached input costs what input costs."""
+
+    input_usd_per_mtok: Decimal
+    output_usd_per_mtok: Decimal
+    source: str = "user"
+
+    def cost_nanousd(self, usage: Usage) -> int:
+        """See `Price.cost_nanousd`."""
+        return self.worst_nanousd(usage.input_tokens, usage.output_tokens)
+
+    def worst_nanousd(self, input_tokens: int, output_tokens: int) -> int:
+        """See `Price.worst_nanousd`."""
+        usd_per_mtok = (
+            self.input_usd_per_mtok * input_tokens + self.output_usd_per_mtok * output_tokens
+        )
+        return math.ceil(usd_per_mtok * _NANOUSD_PER_TOKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class TablePrice:
+    """A price from genai-prices; tiers and dates are the table's."""
+
+    model: str
+    provider_id: str
+    source: str
+
+    def cost_nanousd(self, usage: Usage) -> int:
+        """See `Price.cost_nanousd`."""
+        cached = {
+            "cache_read_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        }
+        try:
+            return self._nanousd(usage.input_tokens, usage.output_tokens, **cached)
+        except ValueError:  # more cached than input tokens, for example
+            return self._nanousd(usage.input_tokens, usage.output_tokens)
+
+    def worst_nanousd(self, input_tokens: int, output_tokens: int) -> int:
+        """See `Price.worst_nanousd`."""
+        return max(
+            self._nanousd(input_tokens, output_tokens),
+            self._nanousd(input_tokens, output_tokens, cache_write_tokens=input_tokens),
+        )
+
+    def _nanousd(self, input_tokens: int, output_tokens: int, **cached: int | None) -> int:
+        import genai_prices
+
+        usage = genai_prices.Usage(
+            input_tokens=input_tokens, output_tokens=output_tokens, **cached
+        )
+        price = genai_prices.calc_price(usage, self.model, provider_id=self.provider_id)
+        return math.ceil(price.total_price * NANOUSD_PER_USD)
+
+
+class PriceBook:
+    """Finds prices: the user's, then genai-prices.
+
+    Args:
+        prices: US dollars per million tokens, (input, output), by model name. A configured name
+            wins over a reported one. Zero is allowed: a server of your own.
+
+    Raises:
+        UsageMistake: a price that is not a pair of numbers from 0 up, or is so small that it must
+            have been given per token.
+    """
+
+    def __init__(self, prices: Mapping[str, tuple[UsdPerMillion, UsdPerMillion]] | None) -> None:
+        self._user = {model: _user_price(model, pair) for model, pair in (prices or {}).items()}
+        self._found: dict[tuple[str, str | None, str | None], TablePrice | None] = {}
+
+    def find(
+        self,
+        model: str,
+        *,
+        reported: str | None = None,
+        provider: str | None = None,
+        base_url: str | None = None,
+    ) -> Price | None:
+        """The price of a model, or `None` if nobody knows one.
+
+        Args:
+            model: The configured name.
+            reported: The name the provider reports.
+            provider: A provider as genai-prices knows it, used when there is no `base_url`.
+            base_url: Where requests go. If genai-prices knows whose it is, only that provider's
+                prices count; any other address (a gateway, say) is priced by the model's name.
+        """
+        names = [model] if reported in (None, model) else [model, str(reported)]
+        for name in names:
+            if name in self._user:
+                return self._user[name]
+        for name in names:
+            if found := self._in_table(name, provider, base_url):
+                return found
+        return None
+
+    def _in_table(
+        self, model: str, provider: str | None, base_url: str | None
+    ) -> TablePrice | None:
+        key = (model, provider, base_url)
+        if key not in self._found:
+            self._found[key] = _table_price(model, provider, base_url)
+        return self._found[key]
+
+
+def reported_nanousd(cost_usd: str) -> int:
+    """Nano-dollars of a cost that a provider itself reports, rounded up.
+
+    Raises:
+        ValueError: not a finite number from 0 up.
+    """
+    try:
+        cost = Decimal(cost_usd)
+    except InvalidOperation as e:
+        raise ValueError(f"a provider reported the cost {cost_usd!r}, which is no number") from e
+    if not cost.is_finite() or cost < 0:
+        raise ValueError(f"a provider reported the cost {cost_usd!r} US dollars")
+    return math.ceil(cost * NANOUSD_PER_USD)
+
+
+def _user_price(model: str, pair: Any) -> UserPrice:
+    if not isinstance(pair, (tuple, list)) or len(pair) != _PAIR:
+        raise _bad_price(model, pair, "is not a pair")
+    return UserPrice(_usd(model, pair, pair[0]), _usd(model, pair, pair[1]))
+
+
+def _usd(model: str, pair: Any, value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
+        raise _bad_price(model, pair, f"contains {value!r}, which is no number")
+    try:
+        usd = Decimal(str(value))
+    except InvalidOperation as e:
+        raise _bad_price(model, pair, f"contains {value!r}, which is no number") from e
+    if not usd.is_finite() or usd < 0:
+        raise _bad_price(model, pair, f"contains {value!r}")
+    if 0 < usd < _LOWEST_PLAUSIBLE_USD_PER_MTOK:
+        per_million = f"{(usd * 10**6).normalize():f}"
+        raise _bad_price(
+            model,
+            pair,
+            f"contains {value!r}: read per million tokens that is next to nothing, and if it was "
+            f"meant per token, write {per_million}",
+        )
+    return usd
+
+
+def _bad_price(model: str, pair: Any, what: str) -> UsageMistake:
+    return UsageMistake(
+        f"the price of {model!r}, {pair!r}, {what}; prices are pairs (US dollars per million "
+        f'input tokens, US dollars per million output tokens), for example ("0.25", "2")'
+    )
+
+
+def _table_price(model: str, provider: str | None, base_url: str | None) -> TablePrice | None:
+    import genai_prices
+    from genai_prices.data_snapshot import get_snapshot
+
+    table = get_snapshot()
+    whose = None
+    for where in ({"provider_api_url": base_url}, {"provider_id": provider}):
+        if whose is None and any(where.values()):
+            ids = {"provider_id": None, "provider_api_url": None, **where}
+            try:
+                whose = table.find_provider(None, **ids)
+            except LookupError:
+                whose = None
+        if base_url and whose is not None:
+            break
+    try:
+        found, _ = table.find_provider_model(model, whose, None, None)
+        price = TablePrice(model, found.id, f"genai-prices {genai_prices.__version__}")
+        price.worst_nanousd(1, 1)
+    except LookupError:
+        return None
+    return price

@@ -1,0 +1,143 @@
+"""Who wrote what in an answer, and what it cost."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_relay.engine.errors import NANOUSD_PER_USD, UsageMistake
+from langchain_relay.engine.values import Charge, Span
+from langchain_relay.messages import METADATA_KEY
+from langchain_relay.schema import CALL_DENIED, CALL_FAILED, CALL_STARTED, total_cost_nanousd
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
+    from rich.console import RenderableType
+
+DELEGATED_STYLE = "bold magenta"
+DELEGATED_CSS = "background:#f3d9fa;color:#5f1a7a;border-radius:3px;padding:0 2px"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReport:
+    """One answer's provenance and cost; shows itself in a terminal and in a notebook.
+
+    Attributes:
+        spans: Who wrote what; they tile the answer's text.
+        charges: One per request to a hosted model.
+        calls: Hand-overs that started.
+        denied: Hand-overs that did not start, malformed commands included.
+        failed: Hand-overs that started and failed.
+        local_tokens: Tokens of the answer by the local model.
+        delegated_tokens: Tokens of the answer by hosted models, in the local vocabulary.
+        delegated_share: Delegated tokens over all tokens of the answer, 0 to 1.
+        cost_nanousd: What the hosted models cost, in nano-dollars; `None` if a price is unknown.
+        delegate_only_cost_nanousd: Estimate of what the hosted model alone would have cost for
+            this question and an answer of this length; `None` if its price is unknown.
+        estimated: Part of the cost is a reserved worst case, because no usage was reported.
+    """
+
+    spans: tuple[Span, ...]
+    charges: tuple[Charge, ...]
+    calls: int
+    denied: int
+    failed: int
+    local_tokens: int
+    delegated_tokens: int
+    delegated_share: float
+    cost_nanousd: int | None
+    delegate_only_cost_nanousd: int | None
+    estimated: bool
+
+    def __str__(self) -> str:
+        return "\n".join([self._marked(), *(f"{name}: {value}" for name, value in self._rows())])
+
+    def _marked(self) -> str:
+        """The answer with delegated spans in brackets, where there are no colours."""
+        return "".join(
+            f"[{span.text}]" if span.author == "delegate" else span.text for span in self.spans
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        cost = usd(self.cost_nanousd) + (" (partly estimated)" if self.estimated else "")
+        sources = sorted({c.price_source for c in self.charges if c.price_source})
+        return [
+            ("spans", str(len(self.spans))),
+            ("calls", f"{self.calls} ({self.denied} denied, {self.failed} failed)"),
+            ("local tokens", str(self.local_tokens)),
+            ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
+            ("cost", cost),
+            ("price from", ", ".join(sources) or "nowhere"),
+            ("the hosted model alone", f"about {usd(self.delegate_only_cost_nanousd)}"),
+        ]
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group  # noqa: PLC0415 - an extra, needed only to be shown
+        from rich.table import Table  # noqa: PLC0415 - as above
+        from rich.text import Text  # noqa: PLC0415 - as above
+
+        text = Text()
+        for span in self.spans:
+            text.append(span.text, style=DELEGATED_STYLE if span.author == "delegate" else "")
+        table = Table(show_header=False, box=None)
+        for name, value in self._rows():
+            table.add_row(name, value)
+        return Group(text, table)
+
+    def _repr_html_(self) -> str:
+        text = "".join(
+            f'<span style="{DELEGATED_CSS}" title="{html.escape(span.model or "")}">'
+            f"{html.escape(span.text)}</span>"
+            if span.author == "delegate"
+            else html.escape(span.text)
+            for span in self.spans
+        )
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<p style='white-space:pre-wrap'>{text}</p><table>{rows}</table>"
+
+
+def usd(nanousd: int | None) -> str:
+    """Nano-dollars as text in dollars, without rounding; `unknown` for `None`."""
+    if nanousd is None:
+        return "unknown"
+    whole, rest = divmod(nanousd, NANOUSD_PER_USD)
+    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".") + " USD"
+
+
+def relay_report(message: BaseMessage) -> RelayReport:
+    """Read the report of an answer by `RelayChatModel`, or of its chunks added up.
+
+    Raises:
+        UsageMistake: the message was not written by a `RelayChatModel`.
+    """
+    relay: dict[str, Any] | None = message.response_metadata.get(METADATA_KEY)
+    if relay is None or "schema_version" not in relay:
+        raise UsageMistake(
+            "this message carries no relay report: pass the AIMessage a RelayChatModel returned, "
+            "or the sum of all its streamed chunks"
+        )
+    spans = tuple(Span(**span) for span in relay.get("spans", []))
+    charges = tuple(Charge(**charge) for charge in relay.get("charges", []))
+    kinds = [event["type"] for event in relay.get("events", [])]
+    local = sum(span.tokens for span in spans if span.author == "local")
+    delegated = sum(span.tokens for span in spans if span.author == "delegate")
+    written = sum(span.tokens for span in spans)
+    # langchain-core marks a message that came from its cache like this; it cost nothing this time.
+    cached = (getattr(message, "usage_metadata", None) or {}).get("total_cost") == 0
+    return RelayReport(
+        spans=spans,
+        charges=charges,
+        calls=kinds.count(CALL_STARTED),
+        denied=kinds.count(CALL_DENIED),
+        failed=kinds.count(CALL_FAILED),
+        local_tokens=local,
+        delegated_tokens=delegated,
+        delegated_share=delegated / written if written else 0.0,
+        cost_nanousd=0 if cached else total_cost_nanousd(charges),
+        delegate_only_cost_nanousd=relay.get("delegate_only_cost_nanousd"),
+        estimated=any(charge.estimated for charge in charges),
+    )

@@ -1,0 +1,105 @@
+"""Where an event goes: the handlers of the answer's own run, and LangGraph's custom stream.
+
+langchain-core passes no run manager to `_stream` under `stream()` and `astream()` (by design,
+langchain PR #23500), so the run is bound in a context variable while core's generator runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager, CallbackManager
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
+from langchain_core.utils.uuid import uuid7
+
+_RUN: ContextVar[BaseRunManager | None] = ContextVar("langchain_relay_run", default=None)
+
+
+@contextmanager
+def bound(run: BaseRunManager | None) -> Iterator[None]:
+    """`current()` is `run` inside this block."""
+    token = _RUN.set(run)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
+
+
+def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:
+    """The run of the answer that is being written, if LangChain told us."""
+    return run_manager or _RUN.get()
+
+
+def own_run(
+    model: BaseChatModel,
+    config: RunnableConfig | None,
+    manager: type[CallbackManager] | type[AsyncCallbackManager],
+) -> tuple[RunnableConfig, BaseRunManager]:
+    """Choose the run id and configure the handlers once, for core and for our events alike."""
+    config = ensure_config(config)
+    run_id = config["run_id"] = config.get("run_id") or uuid7()
+    callbacks: BaseCallbackManager = manager.configure(
+        config.get("callbacks"),
+        model.callbacks,
+        model.verbose,
+        config.get("tags"),
+        model.tags,
+        config.get("metadata"),
+        model.metadata,
+    )
+    config["callbacks"] = callbacks
+    run = BaseRunManager(
+        run_id=run_id,
+        handlers=callbacks.handlers,
+        inheritable_handlers=callbacks.inheritable_handlers,
+        parent_run_id=callbacks.parent_run_id,
+        tags=callbacks.tags,
+        inheritable_tags=callbacks.inheritable_tags,
+        metadata=callbacks.metadata,
+        inheritable_metadata=callbacks.inheritable_metadata,
+    )
+    return config, run
+
+
+def emit(run: BaseRunManager | None, name: str, data: Mapping[str, Any]) -> None:
+    """Send an event on the answer's own run. Handlers with `raise_error` may raise."""
+    _write_to_graph(name, data)
+    if run is not None and run.handlers:
+        manager = CallbackManager(**_fields(run))
+        manager.on_custom_event(name, dict(data), run_id=run.run_id)
+
+
+async def aemit(run: BaseRunManager | None, name: str, data: Mapping[str, Any]) -> None:
+    """Async twin of `emit`."""
+    _write_to_graph(name, data)
+    if run is not None and run.handlers:
+        manager = AsyncCallbackManager(**_fields(run))
+        await manager.on_custom_event(name, dict(data), run_id=run.run_id)
+
+
+def _fields(run: BaseRunManager) -> dict[str, Any]:
+    return {
+        "handlers": run.handlers,
+        "parent_run_id": run.parent_run_id,
+        "tags": run.tags,
+        "metadata": run.metadata,
+    }
+
+
+def _write_to_graph(name: str, data: Mapping[str, Any]) -> None:
+    """Inside a LangGraph node the event also goes to `stream_mode="custom"`."""
+    graph = sys.modules.get("langgraph.config")
+    if graph is None:
+        return
+    try:
+        write = graph.get_stream_writer()
+    except (RuntimeError, KeyError):  # not inside a node
+        return
+    write({"type": name, **data})

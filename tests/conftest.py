@@ -1,0 +1,39 @@
+"""What holds for every test: which network it may use, whose keys, how many examples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+INTEGRATION = Path(__file__).parent / "integration_tests"
+LOOPBACK = ["127.0.0.1", "::1", "localhost"]
+
+SOAK = os.environ.get("RELAY_SOAK") == "1"
+# deadline=None: a collection or a busy core is no failure.
+hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("soak", max_examples=5_000, deadline=None)
+hypothesis.settings.load_profile("soak" if SOAK else "default")
+
+
+def pytest_configure() -> None:
+    """No test spends money, sends a trace or leaves the machine, nor does a process it starts."""
+    for name in os.environ.copy():
+        if name.endswith("_API_KEY") or name.startswith(("OPENAI_", "LANGSMITH_", "LANGCHAIN_")):
+            del os.environ[name]
+        if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+            del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sockets are off (pyproject.toml); integration tests may use loopback."""
+    for item in items:
+        if INTEGRATION in item.path.parents:
+            item.add_marker(pytest.mark.allow_hosts(LOOPBACK))
+        if item.get_closest_marker("gguf"):
+            item.add_marker(pytest.mark.xdist_group("gguf"))
