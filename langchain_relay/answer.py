@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from langchain_relay.engine.values import (
 from langchain_relay.errors import translated
 from langchain_relay.messages import AnswerWriter, text_of
 from langchain_relay.runs import aemit, emit
-from langchain_relay.schema import CALL_FAILED, SCHEMA_VERSION, wire_events
+from langchain_relay.schema import CALL_FAILED, SCHEMA_VERSION, EventName, wire_events
 
 if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
@@ -49,8 +49,8 @@ class Answer:
         turns: Its view of the conversation, teaching included.
         sampling: How it samples.
         policy: Who writes next.
-        bounds: What the answer may use; `context_left` and an unset `max_tokens` come with the lease.
-        terms: What hand-overs are under; `None`: there is no hosted model.
+        bounds: What the answer may use; the lease adds what its context has left.
+        terms: What hand-overs are under.
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
         answer_id: The run's id; prefix of call ids and key of the budget's account.
@@ -83,7 +83,7 @@ class Answer:
             self.terms.ledger.close(limit.account)
 
 
-def chunks(answer: Answer) -> Iterator[ChatGenerationChunk]:
+def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
     """Write the answer; yields its chunks. Closing the iterator early gives everything back."""
     with translated():
         session = _leased(answer)
@@ -92,17 +92,17 @@ def chunks(answer: Answer) -> Iterator[ChatGenerationChunk]:
         events = drive(answer.flow(session), session, source)
         try:
             for event in events:
-                for name, data in wire_events(event):
-                    emit(answer.run, name, data)
+                for notice in wire_events(event):
+                    emit(answer.run, *notice)
                 yield from told.chunk(event)
         finally:
             events.close()
-            for name, data in told.unfinished(source.abandoned):
-                emit(answer.run, name, data)
+            for notice in told.unfinished(source.abandoned):
+                emit(answer.run, *notice)
             answer.forget()
 
 
-async def achunks(answer: Answer) -> AsyncIterator[ChatGenerationChunk]:
+async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
     """Async twin of `chunks`."""
     with translated():
         session = await _aleased(answer)
@@ -111,14 +111,14 @@ async def achunks(answer: Answer) -> AsyncIterator[ChatGenerationChunk]:
         events = adrive(answer.flow(session), session, source)
         try:
             async for event in events:
-                for name, data in wire_events(event):
-                    await aemit(answer.run, name, data)
+                for notice in wire_events(event):
+                    await aemit(answer.run, *notice)
                 for chunk in told.chunk(event):
                     yield chunk
         finally:
             await events.aclose()
-            for name, data in told.unfinished(source.abandoned):
-                await aemit(answer.run, name, data)
+            for notice in told.unfinished(source.abandoned):
+                await aemit(answer.run, *notice)
             answer.forget()
 
 
@@ -191,7 +191,7 @@ class _Told:
         elif (chunk := self.writer.chunk(event)) is not None:
             yield chunk
 
-    def unfinished(self, end: SpanEnd | None) -> list[tuple[str, dict[str, Any]]]:
+    def unfinished(self, end: SpanEnd | None) -> list[tuple[EventName, dict[str, Any]]]:
         """The end of a hand-over during which the answer was closed: `failed`, and charged."""
         if self.opened is None or end is None:
             return []

@@ -41,9 +41,13 @@ class Budget:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise UsageMistake(f"Budget({name}={value!r}): a whole number is needed")
             if value is not None and value < 0:
-                raise UsageMistake(f"Budget({name}={value}): a limit cannot be negative; 0 is never")
+                raise UsageMistake(
+                    f"Budget({name}={value}): a limit cannot be negative; 0 is never"
+                )
         if self.warn_at is not None and not 0 < self.warn_at <= 1:
-            raise UsageMistake(f"Budget(warn_at={self.warn_at!r}): a share between 0 and 1, or None")
+            raise UsageMistake(
+                f"Budget(warn_at={self.warn_at!r}): a share between 0 and 1, or None"
+            )
         self.limit_nanousd  # noqa: B018 - checks `usd` now, not at the first hand-over
 
     @property

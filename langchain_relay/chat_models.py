@@ -1,15 +1,16 @@
 """`RelayChatModel`: a local model writes, a hosted one writes only the tokens that need it.
 
-    invoke · stream · ainvoke · astream
-        → RelayChatModel._answer: turns, policy, bounds, terms
-        → answer.chunks / answer.achunks
-        → AIMessageChunk … AIMessage
+invoke · stream · ainvoke · astream
+→ RelayChatModel._answer: turns, policy, bounds, terms
+→ answer.chunks / answer.achunks
+→ AIMessageChunk … AIMessage
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from dataclasses import fields as dataclass_fields
 from decimal import Decimal
 from difflib import get_close_matches
@@ -23,9 +24,8 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import (
-    LangSmithParams,
     agenerate_from_stream,
     generate_from_stream,
 )
@@ -47,7 +47,7 @@ from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
 from langchain_relay.errors import translated
-from langchain_relay.messages import turns
+from langchain_relay.messages import Cumulative, turns
 from langchain_relay.policies import Always, CallTokens, Never
 from langchain_relay.prices import Price, PriceBook, UserPrice
 from langchain_relay.teaching import FEW_SHOT
@@ -226,7 +226,7 @@ class RelayChatModel(BaseChatModel):
 
     @model_validator(mode="after")
     def _set_relay_version(self) -> Self:
-        from langchain_relay import __version__  # noqa: PLC0415 - the package imports this module
+        from langchain_relay import __version__
 
         self._add_version("langchain-relay", __version__)
         return self
@@ -234,7 +234,7 @@ class RelayChatModel(BaseChatModel):
     def _local_model(self, model: str | Path | LocalModel) -> LocalModel:
         if not isinstance(model, str | Path):
             return model
-        from langchain_relay.local import LlamaCppModel  # noqa: PLC0415 - only where one is needed
+        from langchain_relay.local import LlamaCppModel
 
         return LlamaCppModel(
             model,
@@ -300,7 +300,9 @@ class RelayChatModel(BaseChatModel):
         return Answer(
             local=self._local_for(kwargs.get("model")),
             turns=tuple(self._local_view(messages, policy)),
-            sampling=Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING}),
+            sampling=Sampling(
+                **{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING}
+            ),
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
             terms=self._terms(messages, hosted_model, answer_id),
@@ -308,6 +310,9 @@ class RelayChatModel(BaseChatModel):
             run=run,
             answer_id=answer_id,
         )
+
+    def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
+        return Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING})
 
     def _local_for(self, model: str | None) -> LocalModel:
         if model is None or model == self.model:
@@ -367,9 +372,11 @@ class RelayChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        with translated():
-            answer = self._answer(messages, stop, run_manager, kwargs)
-        yield from chunks(answer)
+        # core passes a run manager here under stream_events v3 and nowhere else.
+        complete = Cumulative() if run_manager is not None else None
+        with closing(self._write(messages, stop, run_manager, kwargs)) as written:
+            for chunk in written:
+                yield complete(chunk) if complete else chunk
 
     async def _astream(
         self,
@@ -378,14 +385,10 @@ class RelayChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        with translated():
-            answer = self._answer(messages, stop, run_manager, kwargs)
-        written = achunks(answer)
-        try:
+        complete = Cumulative() if run_manager is not None else None  # as in `_stream`
+        async with aclosing(self._awrite(messages, stop, run_manager, kwargs)) as written:
             async for chunk in written:
-                yield chunk
-        finally:
-            await written.aclose()
+                yield complete(chunk) if complete else chunk
 
     def _generate(
         self,
@@ -394,7 +397,7 @@ class RelayChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return generate_from_stream(self._stream(messages, stop, run_manager, **kwargs))
+        return generate_from_stream(self._write(messages, stop, run_manager, kwargs))
 
     async def _agenerate(
         self,
@@ -403,7 +406,32 @@ class RelayChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return await agenerate_from_stream(self._astream(messages, stop, run_manager, **kwargs))
+        async with aclosing(self._awrite(messages, stop, run_manager, kwargs)) as written:
+            return await agenerate_from_stream(written)
+
+    def _write(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        with translated():
+            answer = self._answer(messages, stop, run_manager, kwargs)
+        yield from chunks(answer)
+
+    async def _awrite(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: AsyncCallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        with translated():
+            answer = self._answer(messages, stop, run_manager, kwargs)
+        async with aclosing(achunks(answer)) as written:
+            async for chunk in written:
+                yield chunk
 
     # --- the run of an answer (see runs.py) -----------------------------------------------------
 
@@ -429,7 +457,7 @@ class RelayChatModel(BaseChatModel):
 
     def stream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -451,7 +479,7 @@ class RelayChatModel(BaseChatModel):
 
     async def astream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -563,9 +591,7 @@ def _check_per_call(kwargs: Mapping[str, Any]) -> None:
             f"takes {', '.join(sorted(_PER_CALL))} and stop"
         )
     if kwargs.get("delegation") not in (None, "auto", "never", "always"):
-        raise UsageMistake(
-            f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'"
-        )
+        raise UsageMistake(f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'")
     _check_least(kwargs)
 
 
@@ -577,4 +603,3 @@ def _close(written: Iterator[AIMessageChunk]) -> None:
 async def _aclose(written: AsyncIterator[AIMessageChunk]) -> None:
     if close := getattr(written, "aclose", None):
         await close()
-

@@ -82,11 +82,6 @@ class BudgetExceeded(engine.BudgetExceeded, core.ModelPermissionDeniedError):
 class DelegateError(engine.DelegateError, core.ModelAPIError):
     """The hosted side failed; `retryable` says whether another try may succeed."""
 
-    @property
-    def is_retryable(self) -> bool:  # type: ignore[override]  # core has a class attribute
-        """What langchain's retry middleware asks."""
-        return self.retryable
-
 
 class DelegateTimeout(engine.DelegateTimeout, DelegateError, core.ModelTimeoutError):
     """The hosted side took longer than the hand-over may take."""
@@ -124,6 +119,8 @@ def public(error: engine.RelayError) -> engine.RelayError:
     twin = cls.__new__(cls, *error.args)
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
+    if isinstance(error, engine.DelegateError):
+        twin.__dict__["is_retryable"] = error.retryable  # what langchain's middleware asks
     return twin
 
 

@@ -93,7 +93,7 @@ def text_of(message: BaseMessage) -> str:
 
 
 def _with_commands(message: AIMessage) -> str:
-    """The answer as it stands in the local context: with its hidden commands, and its tool calls."""
+    """The answer as it stands in the local context: with hidden commands and tool calls."""
     text = text_of(message)
     commands = message.response_metadata.get(METADATA_KEY, {}).get("commands", [])
     for command in sorted(commands, key=lambda c: int(c["offset"]), reverse=True):
@@ -131,8 +131,8 @@ class AnswerWriter:
         notices = [{"type": name, **data} for name, data in wire_events(event)]
         if not notices:
             return None
-        closing = isinstance(event, SpanClosed | CallFailed)
-        charges = [asdict(charge) for charge in event.end.charges] if closing else []
+        ended = event.end.charges if isinstance(event, SpanClosed | CallFailed) else ()
+        charges = [asdict(charge) for charge in ended]
         return _chunk("", events=notices, charges=charges)
 
     def last(
@@ -196,8 +196,28 @@ class AnswerWriter:
         return [asdict(self._open)] if self._open and self._open.text else []
 
 
+class Cumulative:
+    """Gives each chunk all relay metadata so far.
+
+    `stream_events(version="v3")` keeps only the last chunk's value of each `response_metadata` key
+    (langchain-core 1.7.2, `_compat_bridge.py`), where adding chunks would append the lists.
+    """
+
+    def __init__(self) -> None:
+        self._relay: dict[str, Any] = {}
+
+    def __call__(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """The same chunk with everything before it."""
+        metadata = chunk.message.response_metadata
+        for name, value in metadata.get(METADATA_KEY, {}).items():
+            known = self._relay.get(name)
+            self._relay[name] = known + value if isinstance(known, list) else value
+        if METADATA_KEY in metadata:
+            metadata[METADATA_KEY] = dict(self._relay)
+        return chunk
+
+
 def _chunk(text: str, **lists: list[Any]) -> ChatGenerationChunk:
     relay = {name: items for name, items in lists.items() if items}
     metadata = {METADATA_KEY: relay} if relay else {}
     return ChatGenerationChunk(message=AIMessageChunk(content=text, response_metadata=metadata))
-

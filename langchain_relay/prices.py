@@ -95,9 +95,7 @@ class TablePrice:
     def _nanousd(self, input_tokens: int, output_tokens: int, **cached: int | None) -> int:
         import genai_prices
 
-        usage = genai_prices.Usage(
-            input_tokens=input_tokens, output_tokens=output_tokens, **cached
-        )
+        usage = genai_prices.Usage(input_tokens=input_tokens, output_tokens=output_tokens, **cached)
         price = genai_prices.calc_price(usage, self.model, provider_id=self.provider_id)
         return math.ceil(price.total_price * NANOUSD_PER_USD)
 

@@ -73,9 +73,9 @@ class RelayReport:
         ]
 
     def __rich__(self) -> RenderableType:
-        from rich.console import Group  # noqa: PLC0415 - an extra, needed only to be shown
-        from rich.table import Table  # noqa: PLC0415 - as above
-        from rich.text import Text  # noqa: PLC0415 - as above
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
 
         text = Text()
         for span in self.spans:
@@ -94,7 +94,8 @@ class RelayReport:
             for span in self.spans
         )
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td>{html.escape(value)}</td></tr>"
             for name, value in self._rows()
         )
         return f"<p style='white-space:pre-wrap'>{text}</p><table>{rows}</table>"

@@ -40,7 +40,7 @@ def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:
 def own_run(
     model: BaseChatModel,
     config: RunnableConfig | None,
-    manager: type[CallbackManager] | type[AsyncCallbackManager],
+    manager: type[CallbackManager | AsyncCallbackManager],
 ) -> tuple[RunnableConfig, BaseRunManager]:
     """Choose the run id and configure the handlers once, for core and for our events alike."""
     config = ensure_config(config)

@@ -78,7 +78,7 @@ class CallFailedEvent(CallOutcome):
 
 
 class CallDeniedEvent(TypedDict):
-    """A hand-over that did not start: a budget's refusal (with its numbers) or a malformed command."""
+    """A hand-over that did not start: refused, with the numbers, or a malformed command."""
 
     version: int
     call_id: str

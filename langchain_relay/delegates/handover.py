@@ -15,13 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tenacity import RetryCallState, wait_exponential_jitter
-
 from langchain_relay.delegates.continuation import Seam
+from tenacity import RetryCallState, wait_exponential, wait_random
+
 from langchain_relay.engine.errors import (
     BudgetExceeded,
     DelegateError,
-    DelegateTimeout,
     DelegateTruncated,
 )
 from langchain_relay.engine.ledger import Account, Amount, Ledger, Limit, Reservation
@@ -54,10 +53,10 @@ DRAIN_S = 0.5
 EXPIRY_MARGIN_S = 60.0
 """A reservation outlives its hand-over's deadline by this much before it counts as lost."""
 
-_BACKOFF = wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.25)
+_BACKOFF = wait_exponential(multiplier=0.25, max=8.0) + wait_random(0, 0.25)
 
 
-class Abandoned(Exception):  # noqa: N818 - not an error: the answer was closed while this was open
+class Abandoned(Exception):
     """Thrown into a hand-over that nobody waits for any more."""
 
 
@@ -420,6 +419,6 @@ def _within(text: str, limit_bytes: int) -> tuple[str, bool]:
 
 
 def _reported_nanousd(cost_usd: str) -> int:
-    from langchain_relay.prices import reported_nanousd  # noqa: PLC0415 - keeps import light
+    from langchain_relay.prices import reported_nanousd
 
     return reported_nanousd(cost_usd)

@@ -39,7 +39,7 @@ class LocalDelegate:
         sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008 - frozen
     ) -> None:
         if isinstance(model, str | Path):
-            from langchain_relay.local import LlamaCppModel  # noqa: PLC0415 - only where needed
+            from langchain_relay.local import LlamaCppModel
 
             model = LlamaCppModel(model)
         self._local = model

@@ -60,16 +60,14 @@ class HostedSide:
         self._parent = parent
         self.abandoned: SpanEnd | None = None
         """The end of a span that was open when the answer was closed."""
-        self._flow: HandOver | None = None
-        self._line: _Line | None = None
-        self._aline: _AsyncLine | None = None
+        self._span: tuple[HandOver, _Line] | None = None
+        self._aspan: tuple[HandOver, _AsyncLine] | None = None
 
     # --- sync -----------------------------------------------------------------------------------
 
     def open(self, request: SpanRequest) -> Opened | SpanEnd:
         """See `SpanSource.open`."""
-        self._flow = hand_over(self._terms, request)
-        self._line = _Line(self._terms, self._parent)
+        self._span = hand_over(self._terms, request), _Line(self._terms, self._parent)
         out = self._run(None)
         assert isinstance(out, Opened | SpanEnd), "a hand-over opens or is refused"
         return out
@@ -84,22 +82,22 @@ class HostedSide:
 
     def close(self) -> SpanEnd | None:
         """See `SpanSource.close`."""
-        if self._flow is not None:
+        if self._span is not None:
             self.abandoned = _ended(self._run(Abandoned()))
         return self.abandoned
 
     def _run(self, answer: Any) -> Opened | SpanPiece | SpanEnd:
         """Resume the hand-over and perform its asks until it answers."""
-        assert self._flow is not None, "no span is open"
-        assert self._line is not None, "a sync span is pulled by sync code"
+        assert self._span is not None, "no span is open"
+        flow, line = self._span
         while True:
-            out = _resume(self._flow, answer)
+            out = _resume(flow, answer)
             if isinstance(out, SpanEnd):
-                self._flow = self._line = None
+                self._span = None
             if isinstance(out, Opened | SpanPiece | SpanEnd):
                 return out
             try:
-                answer = self._line.perform(out)
+                answer = line.perform(out)
             except DelegateError as error:
                 answer = error
 
@@ -107,8 +105,7 @@ class HostedSide:
 
     async def aopen(self, request: SpanRequest) -> Opened | SpanEnd:
         """Async twin of `open`."""
-        self._flow = hand_over(self._terms, request)
-        self._aline = _AsyncLine(self._terms, self._parent)
+        self._aspan = hand_over(self._terms, request), _AsyncLine(self._terms, self._parent)
         out = await self._arun(None)
         assert isinstance(out, Opened | SpanEnd), "a hand-over opens or is refused"
         return out
@@ -123,22 +120,22 @@ class HostedSide:
 
     async def aclose(self) -> SpanEnd | None:
         """Async twin of `close`."""
-        if self._flow is not None:
+        if self._aspan is not None:
             self.abandoned = _ended(await self._arun(Abandoned()))
         return self.abandoned
 
     async def _arun(self, answer: Any) -> Opened | SpanPiece | SpanEnd:
         """Async twin of `_run`."""
-        assert self._flow is not None, "no span is open"
-        assert self._aline is not None, "an async span is pulled by async code"
+        assert self._aspan is not None, "no span is open"
+        flow, line = self._aspan
         while True:
-            out = _resume(self._flow, answer)
+            out = _resume(flow, answer)
             if isinstance(out, SpanEnd):
-                self._flow = self._aline = None
+                self._aspan = None
             if isinstance(out, Opened | SpanPiece | SpanEnd):
                 return out
             try:
-                answer = await self._aline.perform(out)
+                answer = await line.perform(out)
             except DelegateError as error:
                 answer = error
 
@@ -176,9 +173,7 @@ class _Line:
                     self._terms.rate_limiter.acquire(blocking=True)
                 if self._parent is not None:
                     self._child = open_child(self._parent, self._terms.delegate, attempt)
-                self._pump = _Pump(
-                    self._terms.delegate, replace(attempt, run_manager=self._child)
-                )
+                self._pump = _Pump(self._terms.delegate, replace(attempt, run_manager=self._child))
                 return None
             case Next(deadline):
                 assert self._pump is not None, "Send comes before Next"

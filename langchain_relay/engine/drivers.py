@@ -6,7 +6,7 @@ Time passes only in the session and in the span source. The two functions differ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from typing import TypeVar
 
 from langchain_relay.engine.events import Call, Decode, Event, Feed, Hangup, Pull
@@ -16,7 +16,7 @@ from langchain_relay.engine.values import LocalSession, SpanSource
 T = TypeVar("T")
 
 
-def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Iterator[Event]:
+def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Generator[Event, None, None]:
     """Run one answer to its end; yields its events.
 
     Closing this iterator early gives the sequence back, closes the hosted stream and settles.
@@ -48,7 +48,9 @@ def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Iterator[Eve
         source.close()
 
 
-async def adrive(flow: Flow, session: LocalSession, source: SpanSource) -> AsyncIterator[Event]:
+async def adrive(
+    flow: Flow, session: LocalSession, source: SpanSource
+) -> AsyncGenerator[Event, None]:
     """Async twin of `drive`; closing is shielded from cancellation."""
     answer: Answer = None
     try:
@@ -78,7 +80,7 @@ async def adrive(flow: Flow, session: LocalSession, source: SpanSource) -> Async
 
 
 async def shielded(closing: Awaitable[T]) -> T:
-    """Wait for `closing` to its end, also when this task is cancelled meanwhile; then be cancelled."""
+    """Wait for `closing` to its end even if this task is cancelled meanwhile; then be cancelled."""
     task = asyncio.ensure_future(closing)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

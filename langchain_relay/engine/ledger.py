@@ -79,7 +79,6 @@ class Limit:
                     window=self.account.window,
                 )
 
-
     def warnings(self, spent: Amount) -> list[BudgetWarning]:
         """The units of which `spent` has reached the warning share."""
         if self.warn_at is None:

@@ -32,7 +32,6 @@ from langchain_relay.engine.policy import (
     Hold,
     Keep,
     Local,
-    LocalEnd,
     PieceVerdict,
     TurnVerdict,
     Watch,
@@ -172,9 +171,9 @@ class _Relay:
     def _room(self) -> int:
         """Tokens that may still be written, the held ones counted as though they were shown."""
         visible = self.bounds.max_tokens - self.text.shown_tokens - len(self.text.held)
-        return min(visible, self._context_room())
+        return min(visible, self.context_room())
 
-    def _context_room(self) -> int:
+    def context_room(self) -> int:
         return self.bounds.context_left - self.text.context_tokens - self.text.pending_tokens
 
     def _at_bound(self) -> Finish:
@@ -227,7 +226,7 @@ class _Relay:
         left = min(
             self.bounds.max_tokens - self.text.shown_tokens - len(held),
             # The last held token is not in the context yet.
-            self._context_room() - 1,
+            self.context_room() - 1,
         )
         bounds = (handoff.max_tokens, self.bounds.max_span_tokens)
         return SpanRequest(
@@ -325,9 +324,7 @@ class _Span:
     def _within_bounds(self, text: str) -> str:
         """Cut `text` where `max_tokens` or the context ends; then the answer is full."""
         relay, transcript = self.relay, self.relay.text
-        room = min(
-            relay.bounds.max_tokens - transcript.shown_tokens, relay._context_room() - 1
-        )
+        room = min(relay.bounds.max_tokens - transcript.shown_tokens, relay.context_room() - 1)
 
         def added_tokens(prefix: str) -> int:
             return transcript.count(self.text + prefix) - self.tokens

@@ -13,7 +13,7 @@ from langchain_relay.engine.events import FinishWhy
 from langchain_relay.engine.values import Counter, Rule, SpanEnd, Step
 
 Held = Literal["show", "hide", "drop"]
-"""What becomes of held tokens: part of the answer, kept in the local context only, or taken back."""
+"""What becomes of held tokens: shown, kept in the local context only, or taken back."""
 
 LocalEnd = Literal["stop", "length"]
 """Why the local model cannot go on: its end token, or `max_tokens` or the context is reached."""

@@ -48,7 +48,7 @@ class Screen:
         return 0
 
     def _release(self, chars: int) -> list[TextAdded]:
-        """Take the first `chars` withheld characters; a part that is split counts its tokens once."""
+        """Take the first `chars` withheld characters; a split part counts its tokens once."""
         shown: list[TextAdded] = []
         while self._held and (chars > 0 or not self._held[0].text):
             part = self._held.popleft()

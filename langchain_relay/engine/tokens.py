@@ -1,4 +1,4 @@
-"""Counting and cutting text that arrives in pieces, by the tokens of a vocabulary that is passed in.
+"""Counting and cutting text that arrives in pieces, by the tokens of a given vocabulary.
 
 A tokenizer that splits words before a blank gives the same tokens for a text and for its parts
 when the cut lies between a letter or digit and a blank followed by a letter. Text is cut only
@@ -27,7 +27,7 @@ def safe_cut(text: str) -> int:
 
 
 class TokenTally:
-    """Running token count of a text that grows; each character is tokenized a bounded number of times."""
+    """Running token count of a growing text; only its tail is tokenized again."""
 
     def __init__(self, count: Counter) -> None:
         self._count = count

@@ -88,7 +88,7 @@ class Transcript:
             yield from self.show(TextAdded(text, "local", tokens))
 
     def insert(self, insert: str, aside: str = "") -> Iterator[Event]:
-        """Add text in the policy's own name: `insert` is shown, `aside` only the local side sees."""
+        """Add the policy's own text: `insert` is shown, `aside` only the local side sees."""
         if insert:
             self._pending.append(insert)
             yield from self.show(TextAdded(insert, "policy", self.count(insert)))

@@ -113,6 +113,7 @@ class LocalSession(Protocol):
         ...
 
 
+@runtime_checkable
 class LocalModel(Protocol):
     """A small local model that can write several answers at once."""
 
@@ -368,8 +369,11 @@ class Delegate(Protocol):
 
     @property
     def worst_attempts(self) -> int | None:
-        """Requests that one attempt may send in the worst case; 1 where the client's own retries
-        are off, `None` where nobody can say (then a budget cannot hold and is refused)."""
+        """Requests that one attempt may send in the worst case.
+
+        1 where the client's own retries are off; `None` where nobody can say: then a budget
+        cannot hold and is refused.
+        """
         ...
 
     def input_bound(self, attempt: Attempt) -> int:

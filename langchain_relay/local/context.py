@@ -45,7 +45,9 @@ class LlamaContext:
     """
 
     def __init__(self, settings: LlamaSettings) -> None:
-        self._model = self._ctx = self._batch = None
+        self._model: int | None = None
+        self._ctx: int | None = None
+        self._batch: Any = None
         path = models.resolve(settings.model)
         _log.own_this_thread()
         llama_cpp.llama_backend_init()
@@ -189,16 +191,14 @@ class _Log:
     def __init__(self) -> None:
         self._lines: dict[int, deque[tuple[int, str]]] = {}
         self._installed: Any = None
-        self._previous = llama_cpp.llama_log_callback()
+        self._previous: Any = llama_cpp.llama_log_callback()  # falsy while it is NULL
         self._previous_data = ctypes.c_void_p()
 
     def own_this_thread(self) -> None:
         """From now on, what is said on this thread is kept and not printed."""
         self._lines[threading.get_ident()] = deque(maxlen=40)
         if self._installed is None:
-            llama_cpp.llama_log_get(
-                ctypes.byref(self._previous), ctypes.byref(self._previous_data)
-            )
+            llama_cpp.llama_log_get(ctypes.byref(self._previous), ctypes.byref(self._previous_data))
             self._installed = llama_cpp.llama_log_callback(self._take)
             llama_cpp.llama_log_set(self._installed, ctypes.c_void_p(0))
 

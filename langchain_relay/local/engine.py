@@ -29,7 +29,8 @@ from langchain_relay.local.sequence import Sequence
 from langchain_relay.local.text import begins, forbidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence as Items
+    from collections.abc import Callable
+    from collections.abc import Sequence as Items
 
     from langchain_relay.engine.events import Decode, Feed
     from langchain_relay.engine.values import Turn
@@ -121,9 +122,7 @@ class Engine:
         n_batch: Tokens in one batch, at least `max_concurrency`.
     """
 
-    def __init__(
-        self, load: Callable[[], Context], *, max_concurrency: int, n_batch: int
-    ) -> None:
+    def __init__(self, load: Callable[[], Context], *, max_concurrency: int, n_batch: int) -> None:
         self.loaded: Future[Context] = Future()
         self._load = load
         self._n_batch = n_batch
@@ -198,7 +197,7 @@ class Engine:
         self._refuse_inbox(error)
         for opening, _ in self._waiting:
             _fail(opening.future, error)
-        for lease in self._asking:
+        for lease in list(self._asking):
             self._fail_ask(lease, error)
         if not self.loaded.done():
             self.loaded.set_exception(error)
@@ -310,6 +309,7 @@ class Engine:
     def _check_ask(self, lease: Lease, rule: Rule) -> None:
         if lease not in self._leases:
             raise LocalModelError("the session is closed")
+        self._drop_cancelled(lease)
         if lease.future is not None:
             raise UsageMistake("a session decodes one token at a time; await the last one first")
         if lease.error is not None:
@@ -346,9 +346,8 @@ class Engine:
 
     def _step(self) -> None:
         """One batch: evaluate, then answer every ask whose tokens are all evaluated."""
-        for lease in [lease for lease in self._asking if _is_cancelled(lease)]:
-            del self._asking[lease]
-            lease.future = None
+        for lease in list(self._asking):
+            self._drop_cancelled(lease)
         parts = self._plan()
         if parts:
             self._evaluate(parts)
@@ -391,8 +390,14 @@ class Engine:
             row += part.n
             lease = part.lease
             lease.sequence.note_evaluated(part.n)
-            if not lease.sequence.pending:
-                self._resolve(lease, self._sample(lease, row))
+            if lease.sequence.pending:
+                continue
+            try:
+                step = self._sample(lease, row)
+            except RelayError as error:
+                self._fail_ask(lease, error)
+            else:
+                self._resolve(lease, step)
 
     def _sample(self, lease: Lease, row: int) -> Step:
         """Sample the candidate first and check it; mask it only on failure."""
@@ -418,15 +423,16 @@ class Engine:
             self._answered.add(lease)
             future.set_result(step)
 
+    def _drop_cancelled(self, lease: Lease) -> None:
+        if lease.future is not None and lease.future.cancelled():
+            self._asking.pop(lease, None)
+            lease.future = None
+
     def _fail_ask(self, lease: Lease, error: RelayError) -> None:
         future, lease.future = lease.future, None
         if future is not None:
             self._asking.pop(lease, None)
             _fail(future, error)
-
-
-def _is_cancelled(lease: Lease) -> bool:
-    return lease.future is not None and lease.future.cancelled()
 
 
 def _refuse(message: Message, error: RelayError) -> None:

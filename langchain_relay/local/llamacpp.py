@@ -1,4 +1,4 @@
-"""`LlamaCppModel`: a GGUF in this process, for many chats at once. Constructing it loads nothing."""
+"""`LlamaCppModel`: a GGUF in this process for many chats at once. Constructing it loads nothing."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 GGUF_MAGIC = b"GGUF"
 HEADER_BYTES = 64 * 1024
 HUB_PREFIX = "hf:"
+_HUB_NAME = re.compile(r"hf:(?P<repo>[^/]+/[^/]+)/(?P<file>.+\.gguf)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +138,14 @@ def hub_file(model: str | Path) -> HubFile | None:
     """
     if not isinstance(model, str) or not model.startswith(HUB_PREFIX):
         return None
-    parts = model.removeprefix(HUB_PREFIX).split("/", 2)
-    if len(parts) < 3 or not all(parts) or not parts[2].endswith(".gguf"):
+    named = _HUB_NAME.fullmatch(model)
+    if named is None:
         raise ModelNotFound(f"{model!r} is no hub file; write 'hf:org/repo/file.gguf'.")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise MissingExtra(
-            f"{model!r} comes from the Hugging Face hub: pip install \"langchain-relay[hub]\""
+            f'{model!r} comes from the Hugging Face hub: pip install "langchain-relay[hub]"'
         )
-    return HubFile(repo=f"{parts[0]}/{parts[1]}", file=parts[2])
+    return HubFile(repo=named["repo"], file=named["file"])
 
 
 def _local_file(model: str | Path) -> Path:

@@ -72,9 +72,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def _checked(
-    name: str, value: float, allowed: str, fits: Callable[[float], bool]
-) -> Any:
+def _checked(name: str, value: float, allowed: str, fits: Callable[[float], bool]) -> Any:
     if not math.isfinite(value) or not fits(value):
         raise UsageMistake(f"{name}={value!r} is out of range; it must be {allowed}")
     return value

@@ -1,10 +1,10 @@
-"""Chat templates: from turns to text, and from text to ids that nobody's message can forge.
+r"""Chat templates: from turns to text, and from text to ids that nobody's message can forge.
 
 Nothing here knows llama.cpp; whoever tokenizes is passed in.
 
 A GGUF without a template gets the transcript of `PLAIN`: one line `role: text` per message and an
 open `assistant:` at the end. Such a model knows no end of turn; end its answers with `max_tokens`
-or with a stop string such as `"\\nuser:"`.
+or with a stop string such as `"\nuser:"`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ _MARKED = re.compile("\ue0c0([0-9]+)\ue0c1")
 class Tokenizer(Protocol):
     """What a template needs to know about a vocabulary."""
 
-    control_texts: Sequence[str]
-    """The texts of all control tokens."""
+    @property
+    def control_texts(self) -> Sequence[str]:
+        """The texts of all control tokens."""
+        ...
 
     def tokenize(self, text: str, *, special: bool, first: bool) -> list[int]:
         """Ids of `text`; `special`: control text becomes control tokens.
@@ -85,7 +87,7 @@ class ChatTemplate:
         refusal: TemplateError | None = None
         for attempt in _milder(turns):
             try:
-                return self._render(attempt) + opening
+                return self._rendered(attempt) + opening
             except TemplateError as error:
                 refusal = refusal or error
         raise UsageMistake(f"the model's chat template refuses this conversation: {refusal}")
@@ -104,14 +106,15 @@ class ChatTemplate:
         text = self.render(guard.turns, open_assistant=open_assistant)
         return list(guard.ids(text))
 
-    def _render(self, turns: Sequence[Turn]) -> str:
-        return self._compiled.render(
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        text: str = self._compiled.render(
             messages=[{"role": turn.role, "content": turn.content} for turn in turns],
             add_generation_prompt=True,
             enable_thinking=False,
             bos_token=self.bos,
             eos_token=self.eos,
         )
+        return text
 
     @cached_property
     def _compiled(self) -> Any:
@@ -128,9 +131,7 @@ class ChatTemplate:
             raise UsageMistake(f"the model's chat template is broken: {error}") from error
 
 
-def _split_opening(
-    turns: Sequence[Turn], *, open_assistant: bool
-) -> tuple[Sequence[Turn], str]:
+def _split_opening(turns: Sequence[Turn], *, open_assistant: bool) -> tuple[Sequence[Turn], str]:
     if not open_assistant:
         return turns, ""
     if not turns or turns[-1].role != "assistant":

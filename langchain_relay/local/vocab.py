@@ -12,6 +12,8 @@ from langchain_relay.engine.errors import LocalModelError
 from langchain_relay.local.template import ChatTemplate
 
 _PIECE_BYTES = 256
+_NOTHING_AROUND = False  # `add_special`
+_PLAIN = (0, False)  # `lstrip`, and `special`: control tokens have no text
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
@@ -31,9 +33,10 @@ class Vocab:
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)
         self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        self.prefixes_blank = self._tokenize("a", special=False) != self._tokenize(
-            "\na", special=False
-        )[len(self._tokenize("\n", special=False)) :]
+        self.prefixes_blank = (
+            self._tokenize("a", special=False)
+            != self._tokenize("\na", special=False)[len(self._tokenize("\n", special=False)) :]
+        )
         template = llama_cpp.llama_model_chat_template(model, None)
         self.template = ChatTemplate(
             template.decode(errors="replace") if template else None,
@@ -104,17 +107,19 @@ class Vocab:
         ids = (llama_cpp.llama_token * size)()
         with self._lock:
             self._check_loaded()
-            n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, False, special)
+            n = llama_cpp.llama_tokenize(
+                self._vocab, data, len(data), ids, size, _NOTHING_AROUND, special
+            )
         if n < 0:
             raise LocalModelError(f"llama.cpp made {-n} tokens of {len(data)} bytes of text")
         return list(ids[:n])
 
     def _read_piece(self, token: int) -> bytes:
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, False)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, *_PLAIN)
         if n < 0:
             buffer = ctypes.create_string_buffer(-n)
-            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -n, 0, False)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -n, *_PLAIN)
         return buffer.raw[:n]
 
     def _text(self, token: int) -> str:

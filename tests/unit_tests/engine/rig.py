@@ -46,7 +46,7 @@ class ScriptedSource:
     requests: list[SpanRequest] = field(default_factory=list)
     hangups: list[str] = field(default_factory=list)
     closed: int = 0
-    _pieces: Iterator[str] = iter(())
+    _pieces: Iterator[str] = field(default_factory=lambda: iter(()))
 
     def open(self, request: SpanRequest) -> Opened | SpanEnd:
         self.requests.append(request)

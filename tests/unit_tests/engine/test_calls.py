@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,12 +58,14 @@ COMMAND = st.builds(
     st.sampled_from(["", " ", "  "]),
     st.sampled_from(["", " "]),
 )
-MALFORMED = st.sampled_from(["<call></call>", "<call>x</call>", "<call>0</call>", "<call>9 9</call>"])
+MALFORMED = st.sampled_from(
+    ["<call></call>", "<call>x</call>", "<call>0</call>", "<call>9 9</call>"]
+)
 
 
 def split(text: str, cuts: list[int]) -> list[str]:
     edges = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [text[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 def outline(played: Played) -> list[object]:

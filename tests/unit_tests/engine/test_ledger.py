@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_relay.engine.errors import BudgetExceeded
-from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger
+from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger, Reservation
 
 ACCOUNT = Account("run", "r1")
 
@@ -128,20 +128,21 @@ OPERATION = st.tuples(st.sampled_from(["reserve", "settle", "release", "wait"]),
 def test_settled_plus_reserved_never_passes_the_limit(
     operations: list[tuple[str, int]], cap: int
 ) -> None:
-    ledger, now, open_ = MemoryLedger(), 0.0, []
+    ledger, now = MemoryLedger(), 0.0
+    open_: list[Reservation] = []
     settled = 0
     for i, (what, size) in enumerate(operations):
         if what == "reserve":
-            try:
-                made = ledger.reserve(
-                    [limit(cost_nanousd=cap)], Amount(size), key=str(i), now=now, expires_at=now + 20
-                )
-            except BudgetExceeded as refused:
-                booked = settled + sum(r.amount.cost_nanousd for r in open_)
-                assert booked + size > cap
-                assert refused.left == cap - booked
+            booked = settled + sum(r.amount.cost_nanousd for r in open_)
+            lim, amount = limit(cost_nanousd=cap), Amount(size)
+            if booked + size > cap and size:
+                with pytest.raises(BudgetExceeded) as refused:
+                    ledger.reserve([lim], amount, key=str(i), now=now, expires_at=now + 20)
+                assert refused.value.left == cap - booked
             else:
-                open_.append(made)
+                open_.append(
+                    ledger.reserve([lim], amount, key=str(i), now=now, expires_at=now + 20)
+                )
         elif what == "wait":
             now += size
             settled += sum(r.amount.cost_nanousd for r in open_ if r.expires_at <= now)

@@ -17,7 +17,10 @@ def shown(pieces: list[str], stop: tuple[str, ...]) -> tuple[str, bool, int]:
     return "".join(p.text for p in out), screen.hit, sum(p.tokens for p in out)
 
 
-@given(st.lists(st.text("abE", max_size=4), max_size=10), st.lists(st.text("abE", min_size=1), max_size=3))
+@given(
+    st.lists(st.text("abE", max_size=4), max_size=10),
+    st.lists(st.text("abE", min_size=1), max_size=3),
+)
 def test_what_is_shown_is_the_text_before_the_first_stop_string(
     pieces: list[str], stop: list[str]
 ) -> None:
@@ -48,7 +51,7 @@ def test_a_beginning_of_a_stop_string_is_withheld_and_then_shown() -> None:
 def test_every_token_is_counted_once(pieces: list[str]) -> None:
     assert shown(pieces, ("bba",))[2] <= len(pieces)
     if "bba" not in "".join(pieces):
-        assert shown(pieces, ("bba",))[2] == len([p for p in pieces])
+        assert shown(pieces, ("bba",))[2] == len(pieces)
 
 
 def words(text: str) -> int:

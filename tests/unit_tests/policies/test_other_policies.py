@@ -62,7 +62,7 @@ GOLDEN: dict[str, tuple[Policy, list[str], list[Any], dict[str, Any], list[str]]
     "cues: hosted first, a cue, the local rest of the sentence, hosted again, local answer": (
         CUES, [" it", " is", ".", " dropped", "answer"],
         [[FIVE, "Thus and so on", "stop"], [" more", "stop"]], {},
-        [f"opened n=20 draft=''", f"delegate:{FIVE}Thus", "closed cut", "local: it is.",
+        ["opened n=20 draft=''", f"delegate:{FIVE}Thus", "closed cut", "local: it is.",
          f"opened n=20 draft='{FIVE}Thus it is.'", "delegate: more", "closed stop",
          "local:answer", "finished stop"],
     ),
@@ -127,8 +127,8 @@ GOLDEN: dict[str, tuple[Policy, list[str], list[Any], dict[str, Any], list[str]]
         SwitchCues(cues=("now",), match="substring", max_span_tokens=20), [" 3.", "answer"],
         [[FIVE, "kn", "owing", "stop"], ["z", "stop"]], {},
         ["opened n=20 draft=''", f"delegate:{FIVE}know", "closed cut",
-         f"opened n=20 draft='{FIVE}know 3.'", "local: 3.", "delegate:z", "closed stop", "local:answer",
-         "finished stop"],
+         f"opened n=20 draft='{FIVE}know 3.'", "local: 3.", "delegate:z", "closed stop",
+         "local:answer", "finished stop"],
     ),
 }  # fmt: skip
 

@@ -1,0 +1,485 @@
+"""The engine thread over a context that counts instead of decoding."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import wait
+
+import pytest
+
+from langchain_relay.engine.errors import (
+    ContextOverflowError,
+    LocalModelError,
+    ModelNotFound,
+    UsageMistake,
+)
+from langchain_relay.engine.events import Decode, Feed
+from langchain_relay.engine.values import Rule, Sampling, Turn
+from langchain_relay.local import LlamaCppModel, llamacpp
+from langchain_relay.local.engine import Engine
+
+TIMEOUT_S = 10
+END = 0
+
+
+class Counting:
+    """A context whose next token is always the last byte plus one; ids are bytes."""
+
+    n_ctx = 50
+    thinking = False
+
+    def __init__(self):
+        self.vocab = self
+        self.cache: dict[int, list[int]] = {}
+        self.batches: list[dict[int, int]] = []
+        self.gate: threading.Event | None = None
+        self.entered = threading.Event()
+        self.poison: int | None = None
+        self.crash = False
+        self.freed = 0
+        self.forgets_parts = True
+
+    # the vocabulary
+    def tokenize(self, text, *, special=False, first=False):
+        return list(text.encode())
+
+    def count(self, text):
+        return len(text.encode())
+
+    def piece(self, token):
+        return bytes([token])
+
+    def is_eog(self, token):
+        return token == END
+
+    # the context
+    def prompt(self, turns, *, open_assistant):
+        return list("".join(turn.content for turn in turns).encode())
+
+    def sampler(self, chosen):
+        return Largest()
+
+    def decode(self, rows):
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(TIMEOUT_S)
+        if self.crash:
+            raise RuntimeError("out of my mind")
+        batch: dict[int, int] = {}
+        self._rows = rows
+        for row in rows:
+            cache = self.cache.setdefault(row.sequence, [])
+            assert row.position == len(cache), "a hole or an overlap in the KV cache"
+            cache.append(row.token)
+            batch[row.sequence] = batch.get(row.sequence, 0) + 1
+        if any(row.token == self.poison for row in rows):
+            return -3
+        self.batches.append(batch)
+        return 0
+
+    def logits(self, row):
+        assert self._rows[row].wanted
+        scores = [0.0] * 256
+        scores[(self._rows[row].token + 1) % 256] = 2.0
+        scores[ord("?")] = 1.0
+        return scores
+
+    def measure(self, logits, signals):
+        return dict.fromkeys(signals, 1.0)
+
+    def cut(self, sequence, length):
+        if length and not self.forgets_parts:
+            return False
+        del self.cache.setdefault(sequence, [])[length:]
+        return True
+
+    def last_words(self):
+        return "it is the poison"
+
+    def free(self):
+        self.freed += 1
+
+
+class Largest:
+    def pick(self, logits, position, written):
+        return max(range(len(logits)), key=logits.__getitem__)
+
+    def free(self):
+        pass
+
+
+@pytest.fixture
+def context():
+    return Counting()
+
+
+@pytest.fixture
+def model(monkeypatch, context):
+    def start(settings):
+        engine = Engine(lambda: context, max_concurrency=2, n_batch=8)
+        engine.start()
+        return engine
+
+    monkeypatch.setattr(llamacpp, "_start_engine", start)
+    with LlamaCppModel() as model:
+        yield model
+
+
+def opened(model, text="A"):
+    return model.open([Turn("user", text)], Sampling())
+
+
+def session(model, text="A"):
+    return opened(model, text).result(TIMEOUT_S)
+
+
+def step(session, *append, **ask):
+    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
+
+
+def write(session, n):
+    text, append = "", ()
+    for _ in range(n):
+        got = step(session, *append)
+        text, append = text + got.text, (got.id,)
+    return text
+
+
+def test_tokens_come_one_by_one(model):
+    assert write(session(model), 5) == "BCDEF"
+
+
+def test_an_end_token_has_no_text(model, context):
+    context.is_eog = lambda token: token == ord("C")
+    answer = session(model)
+    step(answer)
+    got = step(answer, ord("B"))
+    assert (got.eog, got.text) == (True, "")
+
+
+def test_each_token_is_evaluated_once(model, context):
+    answer = session(model, "abc")
+    write(answer, 4)
+    assert answer.evaluated_tokens == 3 + 3
+    assert context.cache[0] == list(b"abcdef")
+
+
+def test_a_hand_over_evaluates_the_last_token_and_the_span(model):
+    answer = session(model, "abc")
+    got = step(answer)
+    before = answer.evaluated_tokens
+    answer.feed(Feed((got.id, "one tw")))
+    answer.feed(Feed(("o",)))
+    assert step(answer).text == "p"
+    assert answer.evaluated_tokens - before == 1 + len("one two")
+
+
+def test_asking_again_evaluates_the_last_token_again(model):
+    answer = session(model)
+    assert step(answer) == step(answer)
+    assert answer.evaluated_tokens == 2
+
+
+@pytest.mark.parametrize("forgets_parts", [True, False])
+def test_a_rewind_leaves_the_cache_as_though_nothing_had_been(model, context, forgets_parts):
+    context.forgets_parts = forgets_parts
+    answer = session(model)
+    first = write(answer, 3)
+    assert step(answer, ord("x"), ord("y")).text == "z"
+    assert step(answer, rewind=2).text == first[-1]
+    assert context.cache[0] == list(b"ABC")
+
+
+def test_a_rewind_into_the_prompt_is_refused_and_changes_nothing(model):
+    answer = session(model)
+    write(answer, 2)
+    with pytest.raises(UsageMistake):
+        step(answer, rewind=2)
+    assert step(answer).text == "C"
+
+
+def test_a_wrong_feed_is_reported_by_the_next_decode(model):
+    answer = session(model)
+    answer.feed(Feed(("x",), rewind=5))
+    with pytest.raises(UsageMistake):
+        step(answer)
+    assert step(answer).text == "B"
+
+
+def test_what_begins_a_banned_string_is_replaced(model):
+    rule = Rule(ban=("BCx",))
+    answer = session(model)
+    assert step(answer, rule=rule).text == "B"
+    assert step(answer, ord("B"), rule=rule).text == "?"
+    answer.feed(Feed(("B",)))
+    # The same characters in foreign text begin nothing.
+    assert step(answer, rule=rule).text == "C"
+
+
+def test_a_ban_of_everything_fails_that_ask_only(model, context, monkeypatch):
+    answer = session(model)
+    with monkeypatch.context() as patch, pytest.raises(LocalModelError, match="banned"):
+        patch.setattr(context, "logits", lambda row: [0.0] * 128)
+        step(answer, rule=Rule(ban=tuple(map(chr, range(128)))))
+    assert step(answer).text == "B"
+
+
+def test_a_rule_that_cannot_be_followed_is_refused(model):
+    answer = session(model)
+    with pytest.raises(UsageMistake, match="grammar"):
+        step(answer, rule=Rule(grammar="root ::= 'a'"))
+    with pytest.raises(UsageMistake, match="hidden"):
+        step(answer, rule=Rule(signals=frozenset({"hidden"})))
+    assert step(answer, rule=Rule(signals=frozenset({"margin"}))).signals == {"margin": 1.0}
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+def test_active_sequences_share_a_batch_and_waiting_ones_are_left_out(model, context):
+    context.gate = threading.Event()
+    first, second = session(model, "A"), session(model, "a")
+    asks = [first.decode(Decode()), second.decode(Decode())]
+    assert context.entered.wait(TIMEOUT_S)
+    context.gate.set()
+    wait(asks, TIMEOUT_S)
+    context.gate.clear()
+    context.entered.clear()
+    stopper = first.decode(Decode((ord("B"),)))
+    assert context.entered.wait(TIMEOUT_S)  # the next asks meet a busy engine
+    second_ask = second.decode(Decode((ord("b"),)))
+    context.gate.set()
+    wait([stopper, second_ask], TIMEOUT_S)
+    asks = [first.decode(Decode((ord("C"),))), second.decode(Decode((ord("c"),)))]
+    wait(asks, TIMEOUT_S)
+    assert [ask.result().text for ask in asks] == ["D", "d"]
+    assert write(second, 1) == "d"
+    assert context.batches[-1] == {1: 1}
+
+
+def test_a_long_prompt_is_evaluated_in_pieces_beside_the_others(model, context):
+    short = session(model, "A")
+    got = step(short)
+    context.gate = threading.Event()
+    context.entered.clear()
+    other = session(model, "x" * 20)
+    long = other.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    beside = short.decode(Decode((got.id,)))
+    context.gate.set()
+    assert beside.result(TIMEOUT_S).text == "C"
+    assert long.result(TIMEOUT_S).text == "y"
+    pieces = context.batches[1:]
+    assert pieces[0] == {1: 8}
+    assert pieces[1] == {0: 1, 1: 7}
+    assert sum(batch.get(1, 0) for batch in pieces) == 20
+
+
+def test_opens_beyond_the_sequences_queue_in_order(model):
+    holders = [session(model), session(model)]
+    queued = [opened(model, f"{i}") for i in range(3)]
+    model.count("wait for the engine")
+    assert not any(future.done() for future in queued)
+    holders[0].close()
+    assert write(queued[0].result(TIMEOUT_S), 1) == "1"
+    assert not queued[1].done()
+    queued[0].result().close()
+    assert write(queued[1].result(TIMEOUT_S), 1) == "2"
+    assert not queued[2].done()
+
+
+def test_an_open_cancelled_in_the_queue_is_passed_over(model):
+    holders = [session(model), session(model)]
+    queued = [opened(model, f"{i}") for i in range(2)]
+    assert queued[0].cancel()
+    holders[0].close()
+    assert write(queued[1].result(TIMEOUT_S), 1) == "2"
+
+
+def test_closing_gives_back_a_sequence_while_it_decodes(model, context):
+    context.gate = threading.Event()
+    holder, other = session(model), session(model)
+    asked = holder.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    holder.close()
+    holder.close()
+    queued = opened(model, "a")
+    context.gate.set()
+    assert write(queued.result(TIMEOUT_S), 3) == "bcd"
+    # The decode that was running may have been in time.
+    assert asked.exception(TIMEOUT_S) is None or "closed" in str(asked.exception())
+    assert write(other, 2) == "BC"
+
+
+def test_closing_fails_an_ask_that_is_not_decoded_yet(model, context):
+    context.gate = threading.Event()
+    busy, holder = session(model), session(model)
+    running = busy.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    asked = holder.decode(Decode())
+    holder.close()
+    context.gate.set()
+    with pytest.raises(LocalModelError, match="closed"):
+        asked.result(TIMEOUT_S)
+    assert running.result(TIMEOUT_S).text == "B"
+
+
+def test_a_session_that_is_forgotten_is_given_back(model):
+    holders = [session(model), session(model)]
+    queued = opened(model)
+    del holders
+    assert write(queued.result(TIMEOUT_S), 1) == "B"
+
+
+def test_a_cancelled_decode_does_not_disturb_the_session(model, context):
+    context.gate = threading.Event()
+    busy, holder = session(model), session(model)
+    running = busy.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    asked = holder.decode(Decode((ord("p"),)))
+    assert asked.cancel()
+    context.gate.set()
+    running.result(TIMEOUT_S)
+    assert step(holder).text == "q"
+
+
+def test_a_second_ask_before_the_first_is_answered_is_refused(model, context):
+    context.gate = threading.Event()
+    answer = session(model)
+    first = answer.decode(Decode())
+    second = answer.decode(Decode())
+    context.gate.set()
+    assert first.result(TIMEOUT_S).text == "B"
+    with pytest.raises(UsageMistake, match="one token at a time"):
+        second.result(TIMEOUT_S)
+
+
+def test_a_closed_session_decodes_no_more(model):
+    answer = session(model)
+    answer.close()
+    with pytest.raises(LocalModelError, match="closed"):
+        step(answer)
+
+
+# --- failure ------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_does_not_fit_says_both_numbers(model):
+    with pytest.raises(ContextOverflowError, match=r"60 tokens.*50.*n_ctx") as caught:
+        session(model, "x" * 60)
+    assert (caught.value.needed_tokens, caught.value.n_ctx) == (61, 50)
+
+
+def test_an_answer_that_no_longer_fits_says_both_numbers(model):
+    answer = session(model, "x" * 45)
+    answer.feed(Feed(("y" * 6,)))
+    with pytest.raises(ContextOverflowError) as caught:
+        step(answer)
+    assert (caught.value.needed_tokens, caught.value.n_ctx) == (51, 50)
+    assert step(answer, rewind=1).text == "z"
+
+
+def test_a_failing_decode_fails_only_the_sequence_at_fault(model, context):
+    context.gate = threading.Event()
+    busy = session(model, "x" * 20)
+    running = busy.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    context.poison = ord("!")
+    other = session_while_busy(model, context)
+    poisoned = other.decode(Decode((ord("!"),)))
+    context.gate.set()
+    with pytest.raises(LocalModelError, match="error -3.*poison"):
+        poisoned.result(TIMEOUT_S)
+    assert running.result(TIMEOUT_S).text == "y"
+    assert step(other, rewind=1).text == "B"
+
+
+def session_while_busy(model, context):
+    queued = opened(model)
+    context.gate.set()
+    found = queued.result(TIMEOUT_S)
+    context.gate.clear()
+    return found
+
+
+def test_an_engine_that_fails_fails_everybody_and_the_next_open_starts_anew(model, context):
+    holder, other = session(model), session(model)
+    queued = opened(model)
+    context.crash = True
+    with pytest.raises(LocalModelError, match="out of my mind"):
+        step(holder)
+    for future in (queued, other.decode(Decode())):
+        with pytest.raises(LocalModelError):
+            future.result(TIMEOUT_S)
+    context.crash = False
+    context.cache.clear()
+    assert write(session(model), 1) == "B"
+
+
+def test_a_model_that_does_not_load_says_why_to_everybody_who_waits(monkeypatch):
+    def start(settings):
+        engine = Engine(load, max_concurrency=1, n_batch=8)
+        engine.start()
+        return engine
+
+    def load():
+        assert gate.wait(TIMEOUT_S)
+        raise ModelNotFound("gone")
+
+    gate = threading.Event()
+    monkeypatch.setattr(llamacpp, "_start_engine", start)
+    with LlamaCppModel() as model:
+        futures = [opened(model), opened(model)]
+        gate.set()
+        for future in futures:
+            with pytest.raises(ModelNotFound, match="gone"):
+                future.result(TIMEOUT_S)
+        assert not model.loaded
+        with pytest.raises(ModelNotFound, match="gone"):
+            model.count("and again at the next try")
+
+
+def test_closing_the_model_fails_what_is_pending_and_frees_once(model, context):
+    holder = session(model)
+    session_two = session(model)
+    queued = opened(model)
+    model.close()
+    model.close()
+    for future in (queued, holder.decode(Decode())):
+        with pytest.raises(LocalModelError, match="closed"):
+            future.result(TIMEOUT_S)
+    with pytest.raises(LocalModelError, match="closed"):
+        opened(model)
+    session_two.close()
+    assert context.freed == 1
+
+
+def test_a_model_that_is_forgotten_is_freed_and_its_open_session_is_not_broken(
+    monkeypatch, context
+):
+    engine = Engine(lambda: context, max_concurrency=2, n_batch=8)
+    engine.start()
+    monkeypatch.setattr(llamacpp, "_start_engine", lambda settings: engine)
+    answer = session(LlamaCppModel())
+    assert write(answer, 3) == "BCD"
+    del answer
+    engine._thread.join(TIMEOUT_S)
+    assert not engine._thread.is_alive()
+    assert context.freed == 1
+
+
+def test_many_threads_get_their_own_answers(model):
+    def answer(letter):
+        got = session(model, letter)
+        try:
+            texts[letter] = write(got, 10)
+        finally:
+            got.close()
+
+    texts: dict[str, str] = {}
+    threads = [threading.Thread(target=answer, args=(chr(65 + i),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert texts == {chr(65 + i): "".join(chr(66 + i + j) for j in range(10)) for i in range(8)}
