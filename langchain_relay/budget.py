@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from langchain_relay.engine.errors import NANOUSD_PER_USD, UsageMistake
+from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Account, Limit
+from langchain_relay.errors import UsageMistake
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,11 @@ from langchain_relay.budget import Budget
 from langchain_relay.delegates.handover import Terms
 from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.resolve import resolve_delegate
-from langchain_relay.engine.errors import PriceUnknown, UnknownDelegate, UsageMistake
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
-from langchain_relay.errors import translated
+from langchain_relay.errors import PriceUnknown, UnknownDelegate, UsageMistake, translated
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.policies import Always, CallTokens, Never
 from langchain_relay.prices import Price, PriceBook, UserPrice

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from langchain_core import exceptions as core
 
@@ -82,6 +83,10 @@ class BudgetExceeded(engine.BudgetExceeded, core.ModelPermissionDeniedError):
 class DelegateError(engine.DelegateError, core.ModelAPIError):
     """The hosted side failed; `retryable` says whether another try may succeed."""
 
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.is_retryable = self.retryable  # what langchain's retry middleware asks
+
 
 class DelegateTimeout(engine.DelegateTimeout, DelegateError, core.ModelTimeoutError):
     """The hosted side took longer than the hand-over may take."""
@@ -119,8 +124,8 @@ def public(error: engine.RelayError) -> engine.RelayError:
     twin = cls.__new__(cls, *error.args)
     twin.args = error.args
     twin.__dict__.update(error.__dict__)
-    if isinstance(error, engine.DelegateError):
-        twin.__dict__["is_retryable"] = error.retryable  # what langchain's middleware asks
+    if isinstance(twin, DelegateError):
+        twin.is_retryable = twin.retryable
     return twin
 
 

@@ -24,7 +24,6 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGenerationChunk
 
-from langchain_relay.engine.errors import UnsupportedContent, UsageMistake
 from langchain_relay.engine.events import (
     CallFailed,
     CommandHidden,
@@ -34,6 +33,7 @@ from langchain_relay.engine.events import (
     TextAdded,
 )
 from langchain_relay.engine.values import Author, Span, Turn
+from langchain_relay.errors import UnsupportedContent, UsageMistake
 from langchain_relay.schema import wire_events
 
 METADATA_KEY = "relay"

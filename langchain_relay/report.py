@@ -6,8 +6,9 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import NANOUSD_PER_USD, UsageMistake
+from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.values import Charge, Span
+from langchain_relay.errors import UsageMistake
 from langchain_relay.messages import METADATA_KEY
 from langchain_relay.schema import CALL_DENIED, CALL_FAILED, CALL_STARTED, total_cost_nanousd
 

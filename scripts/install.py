@@ -41,8 +41,7 @@ Looked for: {names}
 Then run the same command again. {variable}=... names another compiler."""
 
 PIP_FAILED = """\
-pip failed (exit {code}) on: {what}
-The last lines are above, the whole log is {log}.
+pip failed (exit {code}). The last lines are above, the whole log is {log}.
 No matching distribution, timeouts: check the network, the proxy and pip's own configuration.
 Errors of a compiler: it must know C++17, and compiling takes about 2 GB of memory and of disk.
 Then run the same command again: it goes on from here."""
@@ -62,10 +61,12 @@ def main() -> None:
         if is_current(stamp):
             return
         STAMP.unlink(missing_ok=True)
-        if not runs("import llama_cpp"):
+        whole = has_whole_venv()
+        if not (whole and runs("import llama_cpp")):
             require_compiler("C", "CC", ("cc", "gcc", "clang"))
             require_compiler("C++", "CXX", ("c++", "g++", "clang++"))
-        create_venv()
+        if not whole:
+            create_venv()
         install_llama_cpp(project)
         install_the_rest(project)
         STAMP.write_text(stamp)
@@ -133,10 +134,13 @@ def require_compiler(language: str, variable: str, names: tuple[str, ...]) -> No
         fail(NO_COMPILER.format(language=language, variable=variable, names=looked_for))
 
 
+def has_whole_venv() -> bool:
+    """Whether .venv works, has pip and is of this Python; otherwise it is made anew."""
+    return runs(f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})")
+
+
 def create_venv() -> None:
-    """Make .venv, anew where it is broken or of another Python; a whole one is kept."""
-    if runs(f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"):
-        return
+    """Make .venv, also over a broken one."""
     say(f"creating {VENV.name} with Python {platform.python_version()}")
     venv.create(VENV, with_pip=True, clear=True, symlinks=True)
 
@@ -188,9 +192,9 @@ def pip(*arguments: str) -> None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     if process.returncode != 0:
-        print(*read_log()[-TAIL_LINES:], sep="\n", file=sys.stderr)
-        what = " ".join(arguments)
-        fail(PIP_FAILED.format(code=process.returncode, what=what, log=LOG.relative_to(ROOT)))
+        lines = [line for line in read_log() if not line.startswith("Requirement already")]
+        print(*lines[-TAIL_LINES:], sep="\n", file=sys.stderr)
+        fail(PIP_FAILED.format(code=process.returncode, log=LOG.relative_to(ROOT)))
 
 
 def has_ended(process: subprocess.Popen[bytes]) -> bool:

@@ -93,7 +93,7 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
     """
     status = _http_status(error)
     names = _names_along_causes(error)
-    connected = not names & _NEVER_CONNECTED
+    connected = not (names & _NEVER_CONNECTED or _is_of_a_dead_loop(error))
     sent = received or (connected and (status is None or status < _ERROR_STATUS))
     message = f"{model}: {_one_line(error)}"
     retry_after_s = _retry_after_s(error)
@@ -117,11 +117,19 @@ def _is_retryable(error: Exception, status: int | None, names: frozenset[str]) -
         return status in _RETRYABLE_STATUS or status >= _SERVER_ERROR_STATUS
     if isinstance(error, ModelError) and not isinstance(error, ModelConnectionError):
         return error.is_retryable
+    if _is_of_a_dead_loop(error):
+        return True
     if isinstance(error, ModelConnectionError) or names & (_NEVER_CONNECTED | _CONNECTION_BROKE):
         return True
     # Malformed replies: langchain-openai 1.7.3 lets JSONDecodeError and ValueError ("Unexpected
     # response type") through, and the SDK reports an error event inside a stream as APIError.
     return isinstance(error, ValueError) or bool(names & {"APIError", "APIConnectionError"})
+
+
+def _is_of_a_dead_loop(error: Exception) -> bool:
+    """A pooled connection of an event loop that is gone: nothing can be sent on it."""
+    links = (error, error.__cause__)
+    return any(isinstance(e, RuntimeError) and "loop is closed" in str(e) for e in links)
 
 
 def _is_out_of_credit(error: Exception) -> bool:

@@ -1,0 +1,349 @@
+"""Any LangChain chat model in the hosted role.
+
+One attempt runs the model's own `_stream` or `_astream`: not `stream`, which would open a run of
+its own and end it with an error whenever a span is cut. The client's retries are off, because a
+request nobody counts is money nobody reserved.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from contextlib import aclosing, closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from langchain_relay.delegates.chunks import ChunkReader, families
+from langchain_relay.delegates.continuation import continue_messages
+from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.loops import PerLoop, with_own_connections
+from langchain_relay.engine.errors import UsageMistake
+from langchain_relay.engine.tokens import input_tokens_bound
+from langchain_relay.engine.values import Attempt, Delta, Mode
+
+__all__ = ["ChatModelDelegate"]
+
+_OPENAI = "BaseChatOpenAI"
+
+_LIMIT_FIELDS = (
+    *("max_tokens", "max_output_tokens", "max_completion_tokens"),
+    *("num_predict", "max_new_tokens", "n_predict"),
+)
+"""Names under which chat models keep the limit of a reply; the first one a class has is set."""
+
+_SENDS_ONCE = frozenset({"BaseChatOpenAI", "ChatOllama"})
+"""Classes that send one request for one attempt: the first with its clients copied, as the tests
+count; langchain-ollama 1.1.0 has no retries at all."""
+
+_CLAUDE = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2})(?!\d))?(?:-|$|@)")
+_LAST_PREFILL_CLAUDE = (4, 5)
+"""Claude 4.6 and later answer a trailing assistant message with 400 (Anthropic's migration guide,
+read in November 2026); 4.5 and before continue it, unless they think."""
+
+CONTINUE_FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
+"""vLLM and SGLang: go on with the last message instead of opening a new one."""
+
+
+class ChatModelDelegate:
+    """Hands spans to a LangChain chat model.
+
+    ```python
+    ChatModelDelegate(ChatOpenAI(model="gpt-5-mini"))
+    ```
+
+    The model is copied with its own retries off and keeps everything else: key, address, headers,
+    temperature, rate limiter. Stop strings are not sent: providers leave them out of the text, so
+    that nobody could see where the caller's cut belongs.
+
+    Args:
+        model: The chat model.
+        mode: How a draft is shown to it. `None`: `prefill` for Claude up to 4.5, else `instruct`.
+            `flag` sets `continue_final_message` (vLLM, SGLang) for `ChatOpenAI` and its
+            relatives, and `prefix` on the message for others (Mistral).
+        name: What to call the model in events, spans and prices; by default its own name.
+        worst_attempts: Requests one attempt may send at most. By default 1 where this package
+            knows how to turn retries off, else 1 + the model's `max_retries`, else unknown.
+
+    Raises:
+        UsageMistake: `mode` is `completion`, which has no chat messages.
+    """
+
+    def __init__(
+        self,
+        model: BaseChatModel,
+        *,
+        mode: Mode | None = None,
+        name: str | None = None,
+        worst_attempts: int | None = None,
+    ) -> None:
+        if mode == "completion":
+            raise UsageMistake(
+                "completion mode sends a raw prompt, which chat models do not take; use "
+                'OpenAIDelegate(client, model=..., api="completions")'
+            )
+        self._families = families(model)
+        self._named = name
+        self._mode: Mode = mode or _default_mode(model, self._families)
+        self._worst = worst_attempts or _worst_attempts(model, self._families)
+        self._chat = _without_retries(model, self._families)
+        self._async_chat = PerLoop(lambda: _on_this_loop(self._chat, self._families))
+
+    @property
+    def model(self) -> str:
+        """See `Delegate.model`."""
+        return self._named or _model_name(self._chat)
+
+    @property
+    def mode(self) -> Mode:
+        """See `Delegate.mode`."""
+        return self._mode
+
+    @property
+    def worst_attempts(self) -> int | None:
+        """See `Delegate.worst_attempts`."""
+        return self._worst
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `Delegate.fingerprint`."""
+        cls = type(self._chat)
+        return {
+            "delegate": f"{cls.__module__}.{cls.__qualname__}",
+            "model": self.model,
+            "mode": self._mode,
+            "base_url": _base_url(self._chat),
+            "settings": _settings(self._chat),
+        }
+
+    def input_bound(self, attempt: Attempt) -> int:
+        """See `Delegate.input_bound`. One token per UTF-8 byte, and what a chat format adds."""
+        return messages_bound(self._messages(attempt))
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        """See `Delegate.stream`.
+
+        Raises:
+            DelegateError: the host failed; its subclasses say how.
+        """
+        reader = ChunkReader(self._chat)
+        with translated(self.model, lambda: reader.received):
+            with closing(self._generations(attempt)) as generations:
+                for generation in generations:
+                    yield reader.read(generation)
+            if last := reader.end():
+                yield last
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        """Async twin of `stream`."""
+        reader = ChunkReader(self._chat)
+        with translated(self.model, lambda: reader.received):
+            async with aclosing(self._agenerations(attempt)) as generations:
+                async for generation in generations:
+                    yield reader.read(generation)
+            if last := reader.end():
+                yield last
+
+    # --- one request ----------------------------------------------------------------------------
+
+    def _messages(self, attempt: Attempt) -> list[BaseMessage]:
+        messages = continue_messages(
+            attempt.messages, attempt.draft, self._mode, attempt.max_tokens
+        )
+        if self._flags(attempt) and _OPENAI not in self._families:
+            flagged = {**messages[-1].additional_kwargs, "prefix": True}
+            messages[-1] = messages[-1].model_copy(update={"additional_kwargs": flagged})
+        return messages
+
+    def _flags(self, attempt: Attempt) -> bool:
+        return self._mode == "flag" and bool(attempt.draft.strip())
+
+    def _request(
+        self, chat: BaseChatModel, attempt: Attempt
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
+        """The model set to this attempt's limit, and the keyword arguments of its `_stream`."""
+        kwargs: dict[str, Any] = {}
+        if attempt.model is not None:
+            kwargs["model"] = attempt.model
+        if _OPENAI in self._families:
+            # A keyword wins over the model's own limit, under whatever name the class sends it.
+            kwargs["max_tokens"] = attempt.max_tokens
+            if attempt.timeout_s is not None:
+                kwargs["timeout"] = attempt.timeout_s
+            if self._flags(attempt):
+                kwargs["extra_body"] = {
+                    **(_field(chat, "extra_body") or {}),
+                    **CONTINUE_FLAGS,
+                }
+            return chat, kwargs
+        for name in _LIMIT_FIELDS:
+            if name in type(chat).model_fields:
+                return chat.model_copy(update={name: attempt.max_tokens}), kwargs
+        return chat, {**kwargs, "max_tokens": attempt.max_tokens}
+
+    def _generations(self, attempt: Attempt) -> Generator[ChatGeneration, None, None]:
+        chat, kwargs = self._request(self._chat, attempt)
+        messages, run = self._messages(attempt), attempt.run_manager
+        if chat.rate_limiter is not None:
+            chat.rate_limiter.acquire(blocking=True)
+        if not _streams(chat, ("_stream",)):
+            yield _only(chat._generate(messages, run_manager=run, **kwargs))  # noqa: SLF001 - see the module
+            return
+        chunks = chat._stream(messages, **kwargs)  # noqa: SLF001 - see the module
+        with closing(chunks):  # type: ignore[type-var]  # every `_stream` is a generator
+            for chunk in chunks:
+                if run is not None:
+                    run.on_llm_new_token(str(chunk.text), chunk=chunk)
+                yield chunk
+
+    async def _agenerations(self, attempt: Attempt) -> AsyncGenerator[ChatGeneration, None]:
+        """Async twin of `_generations`."""
+        chat, kwargs = self._request(self._async_chat.get(), attempt)
+        messages, run = self._messages(attempt), attempt.run_manager
+        if chat.rate_limiter is not None:
+            await chat.rate_limiter.aacquire(blocking=True)
+        if not _streams(chat, ("_astream", "_stream")):
+            result = await chat._agenerate(messages, run_manager=run, **kwargs)  # noqa: SLF001 - see the module
+            yield _only(result)
+            return
+        chunks = chat._astream(messages, **kwargs)  # noqa: SLF001 - see the module
+        async with aclosing(chunks):  # type: ignore[type-var]  # every `_astream` is a generator
+            async for chunk in chunks:
+                if run is not None:
+                    await run.on_llm_new_token(str(chunk.text), chunk=chunk)
+                yield chunk
+
+
+def messages_bound(messages: list[BaseMessage]) -> int:
+    """An upper bound of the input tokens of a conversation, without a tokenizer."""
+    return input_tokens_bound(
+        message.content
+        if isinstance(message.content, str) and message.type in {"human", "system"}
+        else json.dumps(message.model_dump(), ensure_ascii=False, default=str)
+        for message in messages
+    )
+
+
+def _only(result: ChatResult) -> ChatGeneration:
+    """The one reply of a model that does not stream, with what only the whole result knows."""
+    generation = result.generations[0]
+    known = {**(result.llm_output or {}), **(generation.generation_info or {})}
+    return generation.model_copy(update={"generation_info": known})
+
+
+def _streams(chat: BaseChatModel, methods: tuple[str, ...]) -> bool:
+    """Whether the class has one of these methods of its own and is allowed to stream."""
+    own = any(getattr(type(chat), name) is not getattr(BaseChatModel, name) for name in methods)
+    return own and chat.disable_streaming is not True
+
+
+# --- what is known of classes -------------------------------------------------------------------
+
+
+def _field(chat: object, name: str) -> Any:
+    return getattr(chat, name, None)
+
+
+def _model_name(chat: BaseChatModel) -> str:
+    for name in ("model_name", "model", "model_id", "deployment_name", "azure_deployment"):
+        if isinstance(value := _field(chat, name), str) and value:
+            return value
+    return type(chat).__name__
+
+
+def _default_mode(model: BaseChatModel, known: frozenset[str]) -> Mode:
+    if "ChatAnthropic" in known and _claude_continues(_model_name(model)):
+        thinking = _field(model, "thinking") or {}
+        return "instruct" if thinking.get("type") not in {None, "disabled"} else "prefill"
+    return "instruct"
+
+
+def _claude_continues(name: str) -> bool:
+    match = _CLAUDE.search(name)
+    version = (int(match[1]), int(match[2] or 0)) if match else None
+    return version is not None and version <= _LAST_PREFILL_CLAUDE
+
+
+def _worst_attempts(model: BaseChatModel, known: frozenset[str]) -> int | None:
+    if known & _SENDS_ONCE or type(model).__module__.startswith("langchain_core."):
+        return 1
+    retries = _field(model, "max_retries")
+    # Elsewhere the field is set to 0 too, but nobody has counted requests: expect the worst.
+    return 1 + retries if isinstance(retries, int) and retries >= 0 else None
+
+
+def _without_retries(model: BaseChatModel, known: frozenset[str]) -> BaseChatModel:
+    """A copy whose client sends each request once, and asks for usage while it streams."""
+    fields = type(model).model_fields
+    update: dict[str, Any] = {}
+    if "max_retries" in fields:
+        update["max_retries"] = 0
+    if "stream_usage" in fields and _field(model, "stream_usage") is not False:
+        update["stream_usage"] = True
+    if _OPENAI in known:
+        update |= _openai_clients(model)
+    if not update:
+        return model
+    copy = model.model_copy(update=update)
+    for name in _cached_properties(type(copy)):
+        # model_copy takes built clients along, with the retries they were built with.
+        copy.__dict__.pop(name, None)
+    return copy
+
+
+def _openai_clients(model: BaseChatModel) -> dict[str, Any]:
+    """`max_retries=0` on the copy alone changes nothing: the clients are built already."""
+    clients: dict[str, Any] = {}
+    for root_name, name in (("root_client", "client"), ("root_async_client", "async_client")):
+        root = _field(model, root_name) or getattr(_field(model, name), "_client", None)
+        if root is not None:
+            clients[root_name] = root.with_options(max_retries=0)
+            clients[name] = clients[root_name].chat.completions
+    return clients
+
+
+def _on_this_loop(chat: BaseChatModel, known: frozenset[str]) -> BaseChatModel:
+    """The model with async connections that belong to the running loop."""
+    root = _field(chat, "root_async_client") if _OPENAI in known else None
+    if root is None or _field(chat, "http_async_client") is not None:
+        return chat
+    client = with_own_connections(root)
+    update = {"root_async_client": client, "async_client": client.chat.completions}
+    return chat.model_copy(update=update)
+
+
+def _cached_properties(cls: type) -> list[str]:
+    return [
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, functools.cached_property)
+    ]
+
+
+def _base_url(chat: BaseChatModel) -> str | None:
+    root = _field(chat, "root_client") or _field(chat, "root_async_client")
+    url = _field(root, "base_url")
+    for name in ("openai_api_base", "anthropic_api_url", "base_url", "endpoint"):
+        url = url or _field(chat, name)
+    return without_credentials(str(url)) if url else None
+
+
+def without_credentials(url: str) -> str:
+    """`url` without user, password, query and fragment."""
+    parts = urlsplit(url)
+    return (
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else url
+    )
+
+
+def _settings(chat: BaseChatModel) -> dict[str, Any]:
+    """What the model itself would put into a cache key: its sampling, never its key."""
+    names = ("temperature", "top_p", "top_k", "seed", "reasoning_effort", "reasoning", "thinking")
+    values = {name: _field(chat, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

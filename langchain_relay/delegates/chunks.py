@@ -1,0 +1,148 @@
+"""From what LangChain chat models stream to `Delta`s: one pure mapping, for threads and loops.
+
+Knows names of metadata keys, no vendor SDK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+
+from langchain_relay.engine.errors import DelegateTruncated
+from langchain_relay.engine.values import Delta, Usage
+
+__all__ = ["ChunkReader", "cost_usd", "families", "normal_finish", "usage_from_metadata"]
+
+FINISH_KEYS: Mapping[str, tuple[str, ...]] = {
+    "BaseChatOpenAI": ("finish_reason", "incomplete_details", "status"),
+    "ChatAnthropic": ("stop_reason",),
+    "ChatOllama": ("done_reason",),
+    "ChatMistralAI": ("finish_reason",),
+    "ChatGroq": ("finish_reason",),
+    "ChatFireworks": ("finish_reason",),
+    "ChatGoogleGenerativeAI": ("finish_reason",),
+}
+"""Where each class (or a base of it) says why it ended; their streams end with one of these.
+
+Read in the sources of langchain-openai 1.7.3 (`status` and `incomplete_details` are the Responses
+API's), langchain-anthropic 1.7.10, -ollama 1.1.0, -mistralai 1.1.6, -groq 1.1.3, -fireworks 1.7.1
+and -google-genai 4.4.2.
+"""
+
+_ANY_FINISH_KEY = (
+    "finish_reason",
+    "stop_reason",
+    "stopReason",
+    "done_reason",
+    "incomplete_details",
+    "status",
+)
+
+_STOP = frozenset(
+    {"stop", "end_turn", "stop_sequence", "eos", "eos_token", "completed", "complete"}
+)
+_LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_NOT_YET = frozenset({"", "none", "null", "finish_reason_unspecified", "in_progress", "queued"})
+
+
+def families(model: object) -> frozenset[str]:
+    """Names of the class of `model` and of its bases."""
+    return frozenset(cls.__name__ for cls in type(model).__mro__)
+
+
+def normal_finish(reason: Any) -> str | None:
+    """`stop`, `length`, the provider's own word in lower case, or `None` if it has not ended."""
+    if isinstance(reason, Mapping):  # incomplete_details of the Responses API
+        reason = reason.get("reason")
+    word = str(getattr(reason, "name", reason) if reason is not None else "").lower()
+    if word in _NOT_YET:
+        return None
+    if word in _STOP:
+        return "stop"
+    return "length" if word in _LENGTH else word
+
+
+def cost_usd(value: Any) -> str | None:
+    """A cost the provider reports, as a decimal string; `None` unless a finite number from 0 up."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        cost = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return f"{cost:f}" if cost.is_finite() and cost >= 0 else None
+
+
+def usage_from_metadata(metadata: UsageMetadata) -> Usage:
+    """LangChain's counts as ours; both count cached tokens as input."""
+    read = metadata.get("input_token_details") or {}
+    wrote = metadata.get("output_token_details") or {}
+    return Usage(
+        input_tokens=metadata["input_tokens"],
+        output_tokens=metadata["output_tokens"],
+        cached_input_tokens=read.get("cache_read"),
+        cache_write_tokens=read.get("cache_creation"),
+        reasoning_tokens=wrote.get("reasoning"),
+    )
+
+
+class ChunkReader:
+    """Reads one attempt's chunks.
+
+    Args:
+        model: The chat model; its class decides whether an end without a reason is a cut stream.
+    """
+
+    def __init__(self, model: object) -> None:
+        known = families(model)
+        table = [keys for name, keys in FINISH_KEYS.items() if name in known]
+        self._keys = table[0] if table else _ANY_FINISH_KEY
+        self._must_finish = bool(table)
+        self._usage: UsageMetadata | None = None
+        self.finish: str | None = None
+        self.received = False
+
+    def read(self, generation: ChatGeneration) -> Delta:
+        """One chunk, or a whole reply; tool calls and reasoning carry no text."""
+        message = generation.message
+        metadata = {**(generation.generation_info or {}), **message.response_metadata}
+        found = (normal_finish(metadata.get(key)) for key in self._keys)
+        finish = next(filter(None, found), None)
+        if finish is None and not isinstance(generation, ChatGenerationChunk):
+            finish = "stop"  # a whole reply cannot be a cut stream
+        self.finish = finish or self.finish
+        self.received = True
+        return Delta(
+            text=str(message.text),
+            usage=self._counted(message),
+            finish=finish,
+            model=metadata.get("model_name") or metadata.get("model") or None,
+            cost_usd=cost_usd(metadata.get("cost", metadata.get("response_cost"))),
+        )
+
+    def end(self) -> Delta | None:
+        """What is left to say once the stream is exhausted.
+
+        Raises:
+            DelegateTruncated: the class gives a reason at the end of every stream, and gave none.
+        """
+        if self.finish is not None:
+            return None
+        if self._must_finish:
+            raise DelegateTruncated(
+                "the stream ended without a finish reason", retryable=True, sent=True
+            )
+        return Delta(finish="stop")
+
+    def _counted(self, message: Any) -> Usage | None:
+        """The counts so far: LangChain's add up over the chunks (Anthropic's come in two)."""
+        metadata = message.usage_metadata if isinstance(message, AIMessage) else None
+        if not metadata:
+            return None
+        self._usage = add_usage(self._usage, metadata)
+        return usage_from_metadata(self._usage)

@@ -1,0 +1,47 @@
+"""One client per event loop: pooled connections die with the loop that opened them.
+
+A program that calls `asyncio.run` twice gets "Event loop is closed" from any async HTTP client that
+kept a connection from the first run (seen with openai 3.52 and langchain-openai 1.7.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """Makes a value once for each event loop and forgets it with the loop."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
+
+    def get(self) -> T:
+        """The running loop's value."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._made:
+            self._made[loop] = self._make()
+        return self._made[loop]
+
+
+def with_own_connections(client: Any) -> Any:
+    """A copy of an `openai.AsyncOpenAI` client with its retries off and a pool of its own.
+
+    A client with an `http_client` that the user made keeps it: nobody else knows its settings.
+    """
+    if not has_default_transport(client):
+        return client.with_options(max_retries=0)
+    import openai
+
+    pool = openai.DefaultAsyncHttpxClient(timeout=client.timeout)
+    return client.with_options(max_retries=0, http_client=pool)
+
+
+def has_default_transport(client: Any) -> bool:
+    """Whether the client's HTTP client was made by the `openai` package or by LangChain."""
+    return type(client._client).__name__.endswith("HttpxClientWrapper")  # noqa: SLF001 - there is no public view

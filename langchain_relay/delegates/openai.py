@@ -1,0 +1,336 @@
+"""A client of the `openai` package in the hosted role: OpenAI, vLLM, SGLang, OpenRouter and others.
+
+The package is imported only where a client's other flavour has to be built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_openai_messages
+from langchain_core.outputs import ChatGenerationChunk
+
+from langchain_relay.delegates.chat_model import (
+    CONTINUE_FLAGS,
+    messages_bound,
+    without_credentials,
+)
+from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
+from langchain_relay.delegates.continuation import (
+    PromptBuilder,
+    completion_prompt,
+    continue_messages,
+)
+from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
+from langchain_relay.engine.errors import DelegateTruncated, UnknownDelegate, UsageMistake
+from langchain_relay.engine.tokens import input_tokens_bound
+from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAI
+
+__all__ = ["OpenAIDelegate"]
+
+_OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
+"""Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
+
+
+class OpenAIDelegate:
+    """Hands spans to whatever an `openai.OpenAI` or `openai.AsyncOpenAI` client talks to.
+
+    ```python
+    OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini")
+    OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen", mode="flag")
+    OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen-base", api="completions")
+    ```
+
+    The client is copied with its retries off. One flavour is enough: the other is built from the
+    same key, address, headers and query when it is first needed. That cannot be done for a client
+    with an `http_client` or a key function of its own, or of a subclass such as `AzureOpenAI`;
+    give both then.
+
+    Args:
+        client: Either flavour.
+        model: The model's name at the host.
+        async_client: The async flavour, if `client` is the sync one.
+        api: `chat` for `/chat/completions`, `completions` for `/completions`.
+        mode: How a draft is shown. `None`: `instruct`; `completion` for the completions API.
+        limit_name: Parameter that carries the limit; by default `max_completion_tokens` at OpenAI
+            and Azure, `max_tokens` elsewhere and for the completions API.
+        prompt: For the completions API: a function of (messages, draft), or the model's Jinja
+            chat template. `None`: a plain transcript.
+        extra_body: Further fields of the request.
+        name: What to call the model in events, spans and prices; by default `model`.
+
+    Raises:
+        UnknownDelegate: `client` is no client of the `openai` package.
+        UsageMistake: `api` and `mode` do not go together.
+    """
+
+    def __init__(
+        self,
+        client: OpenAI | AsyncOpenAI,
+        *,
+        model: str,
+        async_client: AsyncOpenAI | None = None,
+        api: Literal["chat", "completions"] = "chat",
+        mode: Mode | None = None,
+        limit_name: Literal["max_tokens", "max_completion_tokens"] | None = None,
+        prompt: PromptBuilder | str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._clients = _Clients(client, async_client)
+        self._model = model
+        self._named = name
+        self._api = api
+        self._mode: Mode = mode or ("completion" if api == "completions" else "instruct")
+        if (self._mode == "completion") != (api == "completions"):
+            raise UsageMistake(
+                f"mode={self._mode!r} does not go with api={api!r}: the completions API takes a "
+                f"raw prompt (mode='completion'), the chat API takes messages (any other mode)"
+            )
+        self._limit_name = limit_name or _limit_name(self._clients.base_url, api)
+        self._prompt = prompt
+        self._extra_body = dict(extra_body or {})
+
+    @property
+    def model(self) -> str:
+        """See `Delegate.model`."""
+        return self._named or self._model
+
+    @property
+    def mode(self) -> Mode:
+        """See `Delegate.mode`."""
+        return self._mode
+
+    @property
+    def worst_attempts(self) -> int:
+        """See `Delegate.worst_attempts`. The client's retries are off."""
+        return 1
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `Delegate.fingerprint`."""
+        return {
+            "delegate": f"openai.{self._api}",
+            "model": self._model,
+            "mode": self._mode,
+            "base_url": without_credentials(self._clients.base_url),
+            "limit_name": self._limit_name,
+            "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
+            "extra_body": self._extra_body,
+        }
+
+    def input_bound(self, attempt: Attempt) -> int:
+        """See `Delegate.input_bound`. One token per UTF-8 byte, and what a chat format adds."""
+        if self._api == "completions":
+            return input_tokens_bound([self._raw_prompt(attempt)])
+        return messages_bound(self._messages(attempt))
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        """See `Delegate.stream`.
+
+        Raises:
+            DelegateError: the host failed; its subclasses say how.
+        """
+        reader, run = _Reader(), attempt.run_manager
+        with translated(self.model, lambda: reader.received):
+            create = self._endpoint(self._clients.sync).create
+            with create(**self._request(attempt)) as chunks:
+                for chunk in chunks:
+                    delta = reader.read(chunk)
+                    if run is not None:
+                        run.on_llm_new_token(delta.text, chunk=_as_langchain(delta))
+                    yield delta
+            reader.end()
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        """Async twin of `stream`."""
+        reader, run = _Reader(), attempt.run_manager
+        with translated(self.model, lambda: reader.received):
+            create = self._endpoint(self._clients.asynchronous).create
+            async with await create(**self._request(attempt)) as chunks:
+                async for chunk in chunks:
+                    delta = reader.read(chunk)
+                    if run is not None:
+                        await run.on_llm_new_token(delta.text, chunk=_as_langchain(delta))
+                    yield delta
+            reader.end()
+
+    # --- one request ----------------------------------------------------------------------------
+
+    def _endpoint(self, client: Any) -> Any:
+        return client.completions if self._api == "completions" else client.chat.completions
+
+    def _messages(self, attempt: Attempt) -> list[BaseMessage]:
+        return continue_messages(attempt.messages, attempt.draft, self._mode, attempt.max_tokens)
+
+    def _raw_prompt(self, attempt: Attempt) -> str:
+        return completion_prompt(attempt.messages, attempt.draft, self._prompt)
+
+    def _request(self, attempt: Attempt) -> dict[str, Any]:
+        """What `create` is called with. Stop strings are not sent: see `ChatModelDelegate`."""
+        request: dict[str, Any] = {
+            "model": attempt.model or self._model,
+            self._limit_name: attempt.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self._api == "completions":
+            request["prompt"] = self._raw_prompt(attempt)
+        else:
+            request["messages"] = convert_to_openai_messages(self._messages(attempt))
+        flags = CONTINUE_FLAGS if self._mode == "flag" and attempt.draft.strip() else {}
+        if body := {**self._extra_body, **flags}:
+            request["extra_body"] = body
+        if attempt.timeout_s is not None:
+            request["timeout"] = attempt.timeout_s
+        return request
+
+
+class _Reader:
+    """Reads one attempt's chunks, of either API."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._finished = False
+
+    def read(self, chunk: Any) -> Delta:
+        self.received = True
+        choice = next(iter(chunk.choices or ()), None)
+        finish = normal_finish(getattr(choice, "finish_reason", None))
+        self._finished = self._finished or finish is not None
+        usage = getattr(chunk, "usage", None)
+        return Delta(
+            text=_text(choice),
+            usage=_usage(usage) if usage else None,
+            finish=finish,
+            model=chunk.model or None,
+            cost_usd=cost_usd(getattr(usage, "cost", None)),  # OpenRouter
+        )
+
+    def end(self) -> None:
+        if not self._finished:
+            raise DelegateTruncated(
+                "the stream ended without a finish reason", retryable=True, sent=True
+            )
+
+
+def _text(choice: Any) -> str:
+    if (delta := getattr(choice, "delta", None)) is not None:
+        return delta.content or ""
+    return getattr(choice, "text", None) or ""
+
+
+def _usage(usage: Any) -> Usage:
+    read = getattr(usage, "prompt_tokens_details", None)
+    wrote = getattr(usage, "completion_tokens_details", None)
+    return Usage(
+        input_tokens=usage.prompt_tokens or 0,
+        output_tokens=usage.completion_tokens or 0,
+        cached_input_tokens=getattr(read, "cached_tokens", None),
+        cache_write_tokens=getattr(read, "cache_write_tokens", None),
+        reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
+    )
+
+
+def _as_langchain(delta: Delta) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
+
+
+def _limit_name(base_url: str, api: str) -> str:
+    host = f".{urlsplit(base_url).hostname}"
+    return (
+        "max_completion_tokens" if api == "chat" and host.endswith(_OPENAI_HOSTS) else "max_tokens"
+    )
+
+
+# --- clients ------------------------------------------------------------------------------------
+
+
+class _Clients:
+    """Both flavours of one client, each with its retries off."""
+
+    def __init__(self, client: Any, async_client: Any) -> None:
+        given = [c for c in (client, async_client) if c is not None]
+        for one in given:
+            if not is_openai_client(one):
+                raise UnknownDelegate(
+                    f"OpenAIDelegate takes an openai.OpenAI or openai.AsyncOpenAI client, "
+                    f"not {type(one).__name__}"
+                )
+        self._given = {_is_async(one): one for one in given}
+        if len(self._given) < len(given):
+            raise UnknownDelegate("OpenAIDelegate takes one client of each flavour, not two of one")
+        self._per_loop = PerLoop(lambda: with_own_connections(self._flavour(asynchronous=True)))
+
+    @property
+    def base_url(self) -> str:
+        return str(next(iter(self._given.values())).base_url)
+
+    @cached_property
+    def sync(self) -> Any:
+        return self._flavour(asynchronous=False).with_options(max_retries=0)
+
+    @property
+    def asynchronous(self) -> Any:
+        return self._per_loop.get()
+
+    def _flavour(self, *, asynchronous: bool) -> Any:
+        if asynchronous in self._given:
+            return self._given[asynchronous]
+        return _other_flavour(self._given[not asynchronous], asynchronous=asynchronous)
+
+
+def is_openai_client(value: object) -> bool:
+    """Whether `value` is a client of the `openai` package, told without importing it."""
+    return any(
+        cls.__module__.split(".")[0] == "openai" and cls.__name__ in {"OpenAI", "AsyncOpenAI"}
+        for cls in type(value).__mro__
+    )
+
+
+def _is_async(client: object) -> bool:
+    return "AsyncOpenAI" in families(client)
+
+
+def _other_flavour(client: Any, *, asynchronous: bool) -> Any:
+    """A client of the other flavour with the same settings.
+
+    Raises:
+        UsageMistake: a setting has no counterpart in the other flavour.
+    """
+    import openai
+
+    if reason := _not_convertible(client):
+        have, need = type(client).__name__, "async" if asynchronous else "sync"
+        raise UsageMistake(
+            f"the {need} flavour of this {have} client cannot be built because {reason}; give "
+            f"both: OpenAIDelegate(openai.OpenAI(...), async_client=openai.AsyncOpenAI(...), ...)"
+        )
+    flavour = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+    return flavour(
+        api_key=client.api_key,
+        organization=client.organization,
+        project=client.project,
+        base_url=client.base_url,
+        timeout=client.timeout,
+        default_headers=client._custom_headers,  # noqa: SLF001 - the public view has the key in it
+        default_query=client._custom_query,  # noqa: SLF001 - there is no public view
+    )
+
+
+def _not_convertible(client: Any) -> str | None:
+    if type(client).__name__ not in {"OpenAI", "AsyncOpenAI"}:
+        return "it is of a class of its own"
+    if not has_default_transport(client):
+        return "it has an `http_client` of its own"
+    for name in ("_api_key_provider", "_provider", "workload_identity"):
+        if getattr(client, name, None) is not None:
+            return "its key comes from a function"
+    return None

@@ -1,0 +1,131 @@
+"""Bad input is one clear error that says what to do, before anything is loaded where possible."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from langchain_relay import Budget, RelayChatModel, errors
+from langchain_relay.testing import ScriptedDelegate, ScriptedLocal
+
+
+def relay(**fields: Any) -> RelayChatModel:
+    settings: dict[str, Any] = {
+        "model": ScriptedLocal("Hi."),
+        "delegate": ScriptedDelegate("x"),
+        **fields,
+    }
+    return RelayChatModel(**settings)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(errors.ModelNotFound, match=r"nowhere\.gguf"):
+        relay(model=tmp_path / "nowhere.gguf")
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    fake = tmp_path / "fake.gguf"
+    fake.write_bytes(b"not a model")
+    with pytest.raises(errors.ModelNotFound, match="GGUF"):
+        relay(model=str(fake))
+
+
+def test_an_unknown_alias_names_the_known_ones() -> None:
+    with pytest.raises(errors.ModelNotFound, match="smollm2-135m"):
+        relay(model="smolm-135")
+
+
+def test_a_missing_adapter(tmp_path: Path) -> None:
+    with pytest.raises(errors.ModelNotFound, match="adapter"):
+        relay(model="smollm2-135m", adapter=tmp_path / "lora.gguf")
+
+
+@pytest.mark.parametrize("value", ["gpt-5-mini", "nobody:model", 7, None])
+def test_a_delegate_nobody_knows(value: Any) -> None:
+    with pytest.raises(errors.UnknownDelegate):
+        relay(delegate=value)
+
+
+def test_no_model() -> None:
+    with pytest.raises(errors.UsageMistake, match="model="):
+        RelayChatModel(delegate=ScriptedDelegate("x"))  # type: ignore[call-arg]  # the mistake
+
+
+def test_a_budget_in_usd_needs_a_price() -> None:
+    with pytest.raises(errors.PriceUnknown, match="prices="):
+        relay(budget=Budget(usd="0.01"))
+    relay(budget=Budget(usd="0.01"), prices={"scripted": (0, 0)})
+    relay(budget=Budget(tokens=5))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"usd": -1}, {"usd": "a lot"}, {"usd": float("nan")}, {"tokens": -1}, {"calls": -1},
+     {"calls": 1.5}, {"calls": True}, {"warn_at": 2, "calls": 1}, {}],
+)  # fmt: skip
+def test_a_budget_that_makes_no_sense(limits: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageMistake, match="Budget"):
+        Budget(**limits)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_tokens": 0}, {"max_tokens": -5}, {"max_calls": -1}, {"max_span_tokens": 0},
+     {"timeout": 0}, {"timeout": -1}, {"max_retries": -1}, {"temperature": -0.1}, {"n_ctx": 0},
+     {"max_concurrency": 0}],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_named(fields: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageMistake, match=next(iter(fields))):
+        relay(**fields)
+
+
+def test_a_setting_out_of_range_per_call() -> None:
+    with pytest.raises(errors.UsageMistake, match="max_tokens=0"):
+        relay().invoke("?", max_tokens=0)
+
+
+def test_a_misspelt_field_is_named_with_its_neighbour() -> None:
+    with pytest.warns(UserWarning, match="did you mean 'temperature'"):
+        relay(temprature=0.5)
+
+
+def test_a_budget_that_is_none() -> None:
+    with pytest.raises(errors.UsageMistake, match="Budget"):
+        relay(budget=["0.01"])
+
+
+def test_empty_messages() -> None:
+    with pytest.raises(errors.UsageMistake, match="empty"):
+        relay().invoke([])
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "audio", "file"])
+def test_content_that_is_no_text(kind: str) -> None:
+    message = HumanMessage([{"type": "text", "text": "What is this?"}, {"type": kind, kind: "…"}])
+    with pytest.raises(errors.UnsupportedContent, match=kind):
+        relay().invoke([message])
+
+
+def test_a_context_too_small_names_both_numbers() -> None:
+    model = relay(model=ScriptedLocal("Hi.", n_ctx=10), teach="none")
+    with pytest.raises(errors.ContextOverflowError, match="12 tokens but n_ctx=10") as overflow:
+        model.invoke("word " * 12)
+    assert (overflow.value.needed_tokens, overflow.value.n_ctx) == (12, 10)
+
+
+def test_every_engine_error_has_a_public_twin() -> None:
+    from langchain_relay.engine import errors as engine
+
+    for name in errors.__all__:
+        public, own = getattr(errors, name), getattr(engine, name)
+        assert issubclass(public, own)
+        if own is not engine.RelayError:
+            assert errors._PUBLIC[own] is public
+
+
+def test_nothing_was_loaded_for_all_this() -> None:
+    assert "llama_cpp" not in sys.modules or "tests.integration_tests" in str(sys.argv)
