@@ -2,7 +2,7 @@
 
 Sixty questions of three kinds: arithmetic and facts, where a small model is often wrong and a call
 is wanted, and plain requests, where none is. For each lesson: the share of answers with a
-well-formed call, by kind, and how many wrote a malformed one. Greedy, first 48 tokens of each answer.
+well-formed call, by kind, and of those with a malformed one. Greedy, first 24 tokens of an answer.
 
     python benchmarks/teaching.py            # prints the table, writes benchmarks/results/
 """
@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 
 from langchain_relay import RelayChatModel, chat_models, relay_report
@@ -31,7 +31,8 @@ ARITHMETIC = [
     "What is 640/16?", "What is the sum of 12, 45 and 78?", "What is 33*34?",
 ]  # fmt: skip
 FACTS = [
-    "What is the boiling point of iron?", "Who painted Guernica?", "What is the capital of Mongolia?",
+    "What is the boiling point of iron?", "Who painted Guernica?",
+    "What is the capital of Mongolia?",
     "In which year was the printing press invented?", "Who wrote The Magic Mountain?",
     "What is the chemical symbol of tungsten?", "How high is Mount Elbrus?",
     "Who discovered penicillin?", "When did the Battle of Hastings take place?",
@@ -43,13 +44,16 @@ FACTS = [
 ]  # fmt: skip
 PLAIN = [
     "Explain why the sky is blue.", "Write a short poem about autumn.", "Say good morning to my team.",
-    "Give me a tip for a better sleep.", "Rewrite this politely: send me the file now.",
+    "Give me a tip for a better sleep.",
+    "Rewrite this politely: send me the file now.",
     "Write one sentence about cats.", "How can I stay calm before an exam?",
     "Suggest a name for a small cafe.", "Tell me a story about a dragon.",
-    "What should I wear on a rainy day?", "Describe a sunset at the sea.", "Thank my neighbour for the soup.",
-    "Why is it good to read books?", "Give me an idea for a weekend.", "Write an invitation to a party.",
+    "What should I wear on a rainy day?", "Describe a sunset at the sea.",
+    "Thank my neighbor for the soup.",
+    "Why is it good to read books?", "Give me an idea for a weekend.",
+    "Write an invitation to a party.",
     "How do I make friends in a new city?", "What makes a good teacher?", "Cheer me up, please.",
-    "Describe your favourite season.", "Write a slogan for a bakery.",
+    "Describe your favorite season.", "Write a slogan for a bakery.",
 ]  # fmt: skip
 KINDS = {"arithmetic": ARITHMETIC, "facts": FACTS, "plain": PLAIN}
 
@@ -80,29 +84,17 @@ def _in_system(*groups: tuple[tuple[str, str], ...]) -> str:
     return "\n\n".join(["Examples:", *lines])
 
 
+_MIXED = tuple(example for pair in zip(_ARITHMETIC, _FACTS, strict=True) for example in pair)
+
 LESSONS = {
     "shipped": FEW_SHOT,
     "sentence only": Lesson(_SENTENCE, ()),
-    "3 turns, 1 of each kind": Lesson(_SENTENCE, (_ARITHMETIC[0], _FACTS[0], _PLAIN[0])),
-    "3 turns, plain first": Lesson(_SENTENCE, (_PLAIN[0], _ARITHMETIC[0], _FACTS[0])),
-    "6 turns, 2 of each kind": Lesson(
-        _SENTENCE,
-        (_ARITHMETIC[0], _FACTS[0], _PLAIN[0], _ARITHMETIC[1], _FACTS[1], _PLAIN[1]),
-    ),
-    "6 turns, plain first": Lesson(
-        _SENTENCE,
-        (_PLAIN[0], _PLAIN[1], _ARITHMETIC[0], _FACTS[0], _ARITHMETIC[1], _FACTS[1]),
-    ),
-    "9 turns, 3 of each kind": Lesson(
-        _SENTENCE,
-        tuple(e for three in zip(_ARITHMETIC, _FACTS, _PLAIN, strict=True) for e in three),
-    ),
-    "9 turns, plain first": Lesson(
-        _SENTENCE,
-        tuple(e for three in zip(_PLAIN, _ARITHMETIC, _FACTS, strict=True) for e in three),
-    ),
-    "6 examples in the system prompt": Lesson(
-        f"{_SENTENCE}\n\n{_in_system(_ARITHMETIC[:2], _FACTS[:2], _PLAIN[:2])}", ()
+    "1 of each kind, plain last": Lesson(_SENTENCE, (_ARITHMETIC[0], _FACTS[0], _PLAIN[0])),
+    "1 of each kind, plain first": Lesson(_SENTENCE, (_PLAIN[0], _ARITHMETIC[0], _FACTS[0])),
+    "1 plain, then 3 + 3": Lesson(_SENTENCE, (_PLAIN[0], *_MIXED)),
+    "3 + 3, then 1 plain": Lesson(_SENTENCE, (*_MIXED, _PLAIN[0])),
+    "examples as text of the system prompt": Lesson(
+        f"{_SENTENCE}\n\n{_in_system(_PLAIN[:1], _MIXED)}", ()
     ),
 }
 
@@ -135,7 +127,7 @@ def main() -> None:
     local = LlamaCppModel("smollm2-135m", n_ctx=1024, max_concurrency=8)
     delegate = ScriptedDelegate("391")
     model = RelayChatModel(
-        model=local, delegate=delegate, temperature=0, max_tokens=48, max_calls=1
+        model=local, delegate=delegate, temperature=0, max_tokens=24, max_calls=1
     )
     table = {}
     for name, lesson in LESSONS.items():
@@ -147,7 +139,11 @@ def main() -> None:
             )
             print(f"{name:36} {cells}  ({time.perf_counter() - started:.0f} s)", flush=True)
     if not wanted:
-        out = Path(__file__).parent / "results" / f"teaching-{date.today().isoformat()}.json"
+        out = (
+            Path(__file__).parent
+            / "results"
+            / f"teaching-{datetime.now(tz=UTC).date().isoformat()}.json"
+        )
         facts = {"model": local.name, "python": platform.python_version(), "questions": 60}
         out.write_text(json.dumps({**facts, "lessons": table}, indent=2) + "\n")
     local.close()

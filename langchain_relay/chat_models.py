@@ -14,6 +14,7 @@ from contextlib import aclosing, closing
 from dataclasses import fields as dataclass_fields
 from decimal import Decimal
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
@@ -225,9 +226,7 @@ class RelayChatModel(BaseChatModel):
 
     @model_validator(mode="after")
     def _set_relay_version(self) -> Self:
-        from langchain_relay import __version__
-
-        self._add_version("langchain-relay", __version__)
+        self._add_version("langchain-relay", version("langchain-relay"))
         return self
 
     def _local_model(self, model: str | Path | LocalModel) -> LocalModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
@@ -126,6 +127,9 @@ class PriceBook:
     ) -> Price | None:
         """The price of a model, or `None` if nobody knows one.
 
+        A zero in the table is unknown too: it has models whose price nobody entered. What is
+        really free, the user can say.
+
         Args:
             model: The configured name.
             reported: The name the provider reports.
@@ -205,19 +209,17 @@ def _table_price(model: str, provider: str | None, base_url: str | None) -> Tabl
 
     table = get_snapshot()
     whose = None
-    for where in ({"provider_api_url": base_url}, {"provider_id": provider}):
-        if whose is None and any(where.values()):
-            ids = {"provider_id": None, "provider_api_url": None, **where}
-            try:
-                whose = table.find_provider(None, **ids)
-            except LookupError:
-                whose = None
-        if base_url and whose is not None:
-            break
+    with suppress(LookupError):
+        # An address says more than a name: gateways and deployments keep the provider's class.
+        if base_url is not None:
+            whose = table.find_provider(None, None, base_url)
+        elif provider is not None:
+            whose = table.find_provider(None, provider, None)
     try:
         found, _ = table.find_provider_model(model, whose, None, None)
         price = TablePrice(model, found.id, f"genai-prices {genai_prices.__version__}")
-        price.worst_nanousd(1, 1)
+        # 205 models of genai-prices 0.2.3 stand in it without a price of tokens, and cost 0.
+        known = price.worst_nanousd(1_000, 0) > 0 and price.worst_nanousd(0, 1_000) > 0
     except LookupError:
         return None
-    return price
+    return price if known else None

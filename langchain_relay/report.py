@@ -69,7 +69,7 @@ class RelayReport:
             ("local tokens", str(self.local_tokens)),
             ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
             ("cost", cost),
-            ("price from", ", ".join(sources) or "nowhere"),
+            ("price from", ", ".join(sources) or "-"),
             ("the hosted model alone", f"about {usd(self.delegate_only_cost_nanousd)}"),
         ]
 

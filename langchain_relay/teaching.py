@@ -39,13 +39,22 @@ class Lesson:
 
 FEW_SHOT = Lesson(
     instruction=(
-        "You may ask an expert for the next few words of your answer. Where a number, a name or "
-        "a fact is needed that you could get wrong, write <call>n</call> with the number of "
-        "tokens you need; the expert's words then follow and you go on."
+        "Write <call>n</call> before every number and every name: n is its length in tokens."
     ),
     examples=(
+        ("Say hello to my friend Ann.", "Hello Ann, it is nice to meet you!"),
         ("What is 14*12?", "14*12 is <call>3</call>168."),
         ("Who wrote Don Quixote?", "Don Quixote was written by <call>5</call>Miguel de Cervantes."),
-        ("Say hello to my friend Ann.", "Hello Ann, it is nice to meet you!"),
+        ("How much is 930 divided by 6?", "930 divided by 6 is <call>3</call>155."),
+        (
+            "What is the melting point of gold?",
+            "The melting point of gold is <call>6</call>1064 °C.",
+        ),
+        ("What is 256 + 389?", "256 + 389 is <call>3</call>645."),
+        ("When did Napoleon die?", "Napoleon died in <call>4</call>1821."),
     ),
 )
+"""The lesson that `benchmarks/teaching.py` chose: see `benchmarks/results/`.
+
+The plain example stands first: last, it teaches a 135M model not to call at all.
+"""

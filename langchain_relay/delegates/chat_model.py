@@ -92,7 +92,7 @@ class ChatModelDelegate:
         self._mode: Mode = mode or _default_mode(model, self._families)
         self._worst = worst_attempts or _worst_attempts(model, self._families)
         self._chat = _without_retries(model, self._families)
-        self._async_chat = PerLoop(lambda: _on_this_loop(self._chat, self._families))
+        self._per_loop: PerLoop[BaseChatModel] = PerLoop()
 
     @property
     def model(self) -> str:
@@ -203,7 +203,8 @@ class ChatModelDelegate:
 
     async def _agenerations(self, attempt: Attempt) -> AsyncGenerator[ChatGeneration, None]:
         """Async twin of `_generations`."""
-        chat, kwargs = self._request(self._async_chat.get(), attempt)
+        own = self._per_loop.get(lambda: _on_this_loop(self._chat, self._families))
+        chat, kwargs = self._request(own, attempt)
         messages, run = self._messages(attempt), attempt.run_manager
         if chat.rate_limiter is not None:
             await chat.rate_limiter.aacquire(blocking=True)

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.delegates.continuation import Seam
 from tenacity import RetryCallState, wait_exponential, wait_random
 
+from langchain_relay.delegates.continuation import Seam
 from langchain_relay.engine.errors import (
     BudgetExceeded,
     DelegateError,
@@ -255,9 +255,11 @@ class _HandOver:
                 return "cut"
         if received.last.finish is None:
             raise DelegateTruncated("the stream ended without a finish reason", retryable=True)
-        if (text := self._pass_on(seam.flush())) and (why := (yield SpanPiece(text))):
-            return why
-        return "length" if received.last.finish == "length" else "stop"
+        ended: EndWhy = "length" if received.last.finish == "length" else "stop"
+        hung_up: EndWhy | None = None
+        if text := self._pass_on(seam.flush()):
+            hung_up = yield SpanPiece(text)
+        return hung_up or ended
 
     def _hung_up(self, why: EndWhy, received: Received) -> Generator[Any, Any, EndWhy]:
         """After a length cut read on, unseen, for the usage; any other cut closes at once."""

@@ -17,15 +17,14 @@ T = TypeVar("T")
 class PerLoop(Generic[T]):
     """Makes a value once for each event loop and forgets it with the loop."""
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
 
-    def get(self) -> T:
+    def get(self, make: Callable[[], T]) -> T:
         """The running loop's value."""
         loop = asyncio.get_running_loop()
         if loop not in self._made:
-            self._made[loop] = self._make()
+            self._made[loop] = make()
         return self._made[loop]
 
 

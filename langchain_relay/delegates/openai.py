@@ -267,7 +267,7 @@ class _Clients:
         self._given = {_is_async(one): one for one in given}
         if len(self._given) < len(given):
             raise UnknownDelegate("OpenAIDelegate takes one client of each flavour, not two of one")
-        self._per_loop = PerLoop(lambda: with_own_connections(self._flavour(asynchronous=True)))
+        self._per_loop: PerLoop[Any] = PerLoop()
 
     @property
     def base_url(self) -> str:
@@ -279,7 +279,7 @@ class _Clients:
 
     @property
     def asynchronous(self) -> Any:
-        return self._per_loop.get()
+        return self._per_loop.get(lambda: with_own_connections(self._flavour(asynchronous=True)))
 
     def _flavour(self, *, asynchronous: bool) -> Any:
         if asynchronous in self._given:

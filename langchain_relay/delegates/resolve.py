@@ -46,6 +46,11 @@ def resolve_delegate(value: object) -> Delegate:
             f"a bare {type(value).__name__} client does not say which model to ask; write "
             f'OpenAIDelegate(client, model="gpt-5-mini")'
         )
+    if isinstance(getattr(value, "bound", None), BaseChatModel):
+        raise UnknownDelegate(
+            "a chat model with settings bound to it cannot be a delegate; pass the chat model "
+            "itself, without .bind(), and give the settings to its constructor"
+        )
     if isinstance(value, type) or not isinstance(value, Delegate):
         what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise UnknownDelegate(f"{what} cannot be a delegate; use {_FORMS}")

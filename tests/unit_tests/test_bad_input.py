@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +125,3 @@ def test_every_engine_error_has_a_public_twin() -> None:
         if own is not engine.RelayError:
             assert errors._PUBLIC[own] is public
 
-
-def test_nothing_was_loaded_for_all_this() -> None:
-    assert "llama_cpp" not in sys.modules or "tests.integration_tests" in str(sys.argv)

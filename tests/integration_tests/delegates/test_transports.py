@@ -24,6 +24,9 @@ from tests.integration_tests.delegates.transports import (
 )
 from tests.servers.openai_server import OpenAIServer, Reply
 
+# Clients are left to the garbage collector, as most programs leave them.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 both_colours = pytest.mark.parametrize("colour", ["sync", "async"])
 every_transport = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 

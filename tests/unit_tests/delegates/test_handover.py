@@ -158,7 +158,9 @@ def text(*words: str) -> list[Item]:
     return [Delta(text=word) for word in words]
 
 
-def done(input_tokens: int = 10, output_tokens: int = 2, finish: str = "stop", **facts: Any) -> Delta:
+def done(
+    input_tokens: int = 10, output_tokens: int = 2, finish: str = "stop", **facts: Any
+) -> Delta:
     return Delta(usage=Usage(input_tokens, output_tokens), finish=finish, **facts)
 
 
@@ -250,7 +252,10 @@ def test_a_wait_beyond_the_deadline_is_not_waited() -> None:
 def test_retry_after_is_honoured() -> None:
     ticks = itertools.count()
     tape = Tape(
-        [[DelegateError("429", retryable=True, sent=False, retry_after_s=0.2)], [*text("x"), done()]]
+        [
+            [DelegateError("429", retryable=True, sent=False, retry_after_s=0.2)],
+            [*text("x"), done()],
+        ]
     )
     assert next(ticks) == 0
     import time

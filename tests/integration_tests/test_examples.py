@@ -1,0 +1,70 @@
+"""Every script of examples/ runs from start to end, without a key, and prints what it promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TIMEOUT_S = 300
+
+DECODES = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
+CASES = {
+    "quickstart": r"23\*17.*\nspans: \d+\ncalls: \d",
+    "streaming_with_provenance": r"^\[.+\].*\n[\s\S]*0-\d+ +delegate stand-in .*\n +\d+-\d+ +local",
+    "budget_that_runs_out": (
+        r"relay\.call\.finished: 0\.000100 USD for n=8\n"
+        r"relay\.call\.denied: 0\.\d+ USD may be needed, 0\.001900 USD is left\n"
+        r"answer: It is 3 degrees in Oslo, so take a coat\.\n"
+        r"BudgetExceeded: this hand-over may need"
+    ),
+    "in_a_chain": r"never: .+\n +0 calls[\s\S]*auto: .+\n[\s\S]*always: .+\n +1 calls \(1 finished",
+    "in_create_agent": (
+        r"The capital of Mongolia is \[Ulaanbaatar\]\.\n"
+        r"[\s\S]*assistant: The capital of Mongolia is <call>4</call>Ulaanbaatar\.\n"
+        r"[\s\S]*ai: The capital of Mongolia is Ulaanbaatar\.\n"
+    ),
+    "async_batch": r"What is 23\*17\? +\S+.*\n(.+\n)+Name a color\. +\S+.*\n\n\d+ calls",
+}
+"""What the output of each script must contain."""
+
+
+def source(name: str) -> str:
+    return (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+
+
+def decodes(name: str) -> bool:
+    return "from expert import" in source(name)
+
+
+@pytest.mark.timeout(TIMEOUT_S + 30)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=DECODES if decodes(name) else []) for name in CASES]
+)
+def test_example_prints_what_it_promises(name: str):
+    script = EXAMPLES / f"{name}.py"
+    ran = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(CASES[name], ran.stdout), f"{ran.stdout}\n---\n{ran.stderr}"
+    assert decodes(name) == ("stands in for a hosted model" in ran.stderr)
+    assert "Traceback" not in ran.stderr
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"expert"} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_example_opens_with_what_to_expect_and_stays_short(name: str):
+    text = source(name)
+
+    assert text.startswith('"""')
+    assert "Expect " in text.split('"""')[1]
+    assert len(text.splitlines()) <= 60

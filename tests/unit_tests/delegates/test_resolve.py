@@ -1,0 +1,107 @@
+"""What may stand after `delegate=`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import openai
+import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_openai import ChatOpenAI
+
+from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate, resolve
+from langchain_relay.delegates.resolve import resolve_delegate
+from langchain_relay.engine.errors import MissingExtra, UnknownDelegate
+from langchain_relay.testing import ScriptedDelegate
+
+
+def test_a_delegate_is_taken_as_it_is():
+    delegate = ScriptedDelegate("blue")
+    assert resolve_delegate(delegate) is delegate
+
+
+def test_a_chat_model_is_wrapped():
+    delegate = resolve_delegate(ChatOpenAI(model="gpt-5-mini", api_key="k"))
+    assert isinstance(delegate, ChatModelDelegate)
+    assert delegate.model == "gpt-5-mini"
+
+
+def test_a_string_names_a_provider_and_a_model(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    delegate = resolve_delegate("openai:gpt-5-mini")
+    assert isinstance(delegate, ChatModelDelegate)
+    assert delegate.model == "gpt-5-mini"
+    assert delegate.worst_attempts == 1
+
+
+@pytest.mark.parametrize("missing", ["langchain", "langchain_openai"])
+def test_without_langchain_an_openai_string_uses_the_openai_package(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setattr(resolve, "_installed", lambda package: package != missing)
+    assert isinstance(resolve_delegate("openai:gpt-5-mini"), OpenAIDelegate)
+
+
+def refused(value: Any) -> str:
+    with pytest.raises((UnknownDelegate, MissingExtra)) as error:
+        resolve_delegate(value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("client", [openai.OpenAI(api_key="k"), openai.AsyncOpenAI(api_key="k")])
+def test_a_bare_client_is_refused_with_what_to_write(client: Any):
+    assert 'OpenAIDelegate(client, model="gpt-5-mini")' in refused(client)
+
+
+@pytest.mark.parametrize("text", ["gpt-5-mini", "", ":", "openai:", ":gpt-5-mini", "  "])
+def test_a_string_that_names_no_provider_is_refused_with_the_forms(text: str):
+    message = refused(text)
+    assert '"provider:model"' in message
+    assert "LocalDelegate" in message
+
+
+def test_an_unknown_provider_is_refused():
+    assert "'nosuch'" in refused("nosuch:model")
+
+
+def test_a_provider_whose_package_is_missing_says_what_to_install():
+    message = refused("mistralai:mistral-small-latest")
+    assert "pip install langchain-mistralai" in message
+
+
+def test_without_langchain_other_strings_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resolve, "_installed", lambda package: package != "langchain")
+    assert "pip install langchain" in refused("anthropic:claude-haiku-4-5")
+
+
+@pytest.mark.parametrize("langchain", [True, False])
+def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch, langchain: bool):
+    monkeypatch.setattr(resolve, "_installed", lambda package: langchain)
+    assert "OPENAI_API_KEY" in refused("openai:gpt-5-mini")
+
+
+@pytest.mark.parametrize("value", [None, 3, object(), ScriptedDelegate, ChatOpenAI, ["openai:x"]])
+def test_anything_else_is_refused_with_the_forms(value: Any):
+    message = refused(value)
+    assert "cannot be a delegate" in message
+    assert "OpenAIDelegate(" in message
+
+
+def test_a_model_with_settings_bound_is_refused():
+    bound = GenericFakeChatModel(messages=iter(())).bind(temperature=0)
+    assert "without .bind()" in refused(bound)
+
+
+def test_importing_the_delegates_imports_no_vendor_sdk():
+    heavy = ("openai", "llama_cpp", "genai_prices", "langchain_openai")
+    code = f"""
+import sys
+import langchain_relay.delegates, langchain_relay.delegates.resolve, langchain_relay.prices
+from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
+print([name for name in {heavy} if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
