@@ -43,7 +43,8 @@ FACTS = [
     "How long is the Danube?", "Which planet has the most moons?", "Who invented the telephone?",
 ]  # fmt: skip
 PLAIN = [
-    "Explain why the sky is blue.", "Write a short poem about autumn.", "Say good morning to my team.",
+    "Explain why the sky is blue.", "Write a short poem about autumn.",
+    "Say good morning to my team.",
     "Give me a tip for a better sleep.",
     "Rewrite this politely: send me the file now.",
     "Write one sentence about cats.", "How can I stay calm before an exam?",

@@ -50,7 +50,7 @@ stand_in = LocalDelegate(LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1))
 settings = {"temperature": 0, "seed": 1, "max_tokens": 60}
 
 model = RelayChatModel(model=local, delegate=stand_in, **settings)
-first = model.invoke("What is 23*17?")
+first = model.invoke("How many minutes are in 3 hours?")
 first.text
 
 # %% [markdown]

@@ -25,10 +25,10 @@ model = RelayChatModel(
     max_concurrency=4,
 )
 QUESTIONS = [
-    "What is 23*17?",
+    "How many minutes are in 3 hours?",
     "Who painted Guernica?",
     "Say hello to my friend Bob.",
-    "What is 365*24?",
+    "What is 12 * 12?",
     "What is the capital of Mongolia?",
     "Name a color.",
 ]

@@ -24,12 +24,12 @@ model = RelayChatModel(
     n_threads=1,
 )
 prompt = ChatPromptTemplate.from_messages(
-    [("system", "Answer in one short sentence."), ("human", "What is a {thing}?")]
+    [("system", "Be brief."), ("human", "How many {small} are in {large}?")]
 )
 
 for delegation in ("never", "auto", "always"):
     chain = prompt | model.bind(delegation=delegation) | StrOutputParser()
     with get_relay_callback() as totals:
-        text = chain.invoke({"thing": "lighthouse"})
+        text = chain.invoke({"small": "minutes", "large": "3 hours"})
     print(f"{delegation}: {text}")
     print(f"    {totals}")

@@ -21,5 +21,5 @@ model = RelayChatModel(
     n_ctx=1024,
     n_threads=1,
 )
-answer = model.invoke("What is 23*17?")
+answer = model.invoke("How many minutes are in 3 hours?")
 print(relay_report(answer))

@@ -17,7 +17,6 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.drivers import adrive, drive
-from langchain_relay.engine.errors import ContextOverflowError
 from langchain_relay.engine.events import CallFailed, Event, Finished, SpanClosed, SpanOpened
 from langchain_relay.engine.loop import Bounds, Flow, relay
 from langchain_relay.engine.policy import AnswerContext, Policy
@@ -29,7 +28,7 @@ from langchain_relay.engine.values import (
     Turn,
     Usage,
 )
-from langchain_relay.errors import translated
+from langchain_relay.errors import ContextOverflowError, translated
 from langchain_relay.messages import AnswerWriter, text_of
 from langchain_relay.runs import aemit, emit
 from langchain_relay.schema import CALL_FAILED, SCHEMA_VERSION, EventName, wire_events

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
-from langchain_relay.engine.errors import NANOUSD_PER_USD, UsageMistake
+from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.values import Usage
+from langchain_relay.errors import UsageMistake
 
 __all__ = ["Price", "PriceBook", "UsdPerMillion", "reported_nanousd"]
 

@@ -21,7 +21,6 @@ from concurrent.futures import Future
 from typing import Any
 
 from langchain_relay.engine.calls import OPEN_TAG, CallFound, MalformedCall, NoCall, scan
-from langchain_relay.engine.errors import ContextOverflowError, DelegateError
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import (
@@ -34,6 +33,7 @@ from langchain_relay.engine.values import (
     Turn,
     Usage,
 )
+from langchain_relay.errors import ContextOverflowError, DelegateError
 
 __all__ = ["FailingDelegate", "ScriptedDelegate", "ScriptedLocal"]
 

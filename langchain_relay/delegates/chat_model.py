@@ -23,9 +23,9 @@ from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.continuation import continue_messages
 from langchain_relay.delegates.failures import translated
 from langchain_relay.delegates.loops import PerLoop, with_own_connections
-from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
+from langchain_relay.errors import UsageMistake
 
 __all__ = ["ChatModelDelegate"]
 

@@ -13,8 +13,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
-from langchain_relay.engine.errors import DelegateTruncated
 from langchain_relay.engine.values import Delta, Usage
+from langchain_relay.errors import DelegateTruncated
 
 __all__ = ["ChunkReader", "cost_usd", "families", "normal_finish", "usage_from_metadata"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_core.exceptions import ModelConnectionError, ModelError, ModelTimeoutError
 
-from langchain_relay.engine.errors import (
+from langchain_relay.errors import (
     DelegateError,
     DelegateTimeout,
     DelegateTruncated,

@@ -26,9 +26,9 @@ from langchain_relay.delegates.continuation import (
 )
 from langchain_relay.delegates.failures import translated
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
-from langchain_relay.engine.errors import DelegateTruncated, UnknownDelegate, UsageMistake
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
+from langchain_relay.errors import DelegateTruncated, UnknownDelegate, UsageMistake
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
-from langchain_relay.engine.errors import MissingExtra, UnknownDelegate
 from langchain_relay.engine.values import Delegate
+from langchain_relay.errors import MissingExtra, UnknownDelegate
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.openai import OpenAIDelegate

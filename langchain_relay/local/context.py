@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 import numpy as np
 
-from langchain_relay.engine.errors import LocalModelError
+from langchain_relay.errors import LocalModelError
 from langchain_relay.local import models
 from langchain_relay.local.sampler import Sampler, measure
 from langchain_relay.local.vocab import Vocab
@@ -80,7 +80,12 @@ class LlamaContext:
         return Sampler(chosen, self.vocab.n_tokens)
 
     def decode(self, rows: Sequence[Row]) -> int:
-        """Evaluate `rows` (at most `n_batch`); 0, or llama.cpp's error number."""
+        """Evaluate `rows` (at most `n_batch`); 0, or llama.cpp's error number.
+
+        With a KV stream per chat llama.cpp decodes together only neighbouring sequence numbers in
+        rising order: eight chats out of order took 1.9 times as long as in order, and four with
+        gaps between them 1.7 times as long as four without.
+        """
         batch = self._batch
         for i, row in enumerate(rows):
             batch.token[i] = row.token
@@ -155,7 +160,7 @@ def _new_context(model: int, n_ctx: int, settings: LlamaSettings) -> int:
     params.n_batch = params.n_ubatch = settings.n_batch
     params.n_threads = params.n_threads_batch = settings.n_threads
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
-    # One KV stream per chat: its attention adds up in the same order alone and beside others.
+    # One KV stream per chat: in a unified cache a chat's greedy text changed beside others.
     params.kv_unified = False
     params.swa_full = True  # else `cut` says yes and the positions are gone (Gemma)
     context = llama_cpp.llama_init_from_model(model, params)

@@ -13,16 +13,17 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import (
+from langchain_relay.engine.values import FREE, Rule, Step
+from langchain_relay.errors import (
     ContextOverflowError,
     LocalModelError,
     RelayError,
     UsageMistake,
 )
-from langchain_relay.engine.values import FREE, Rule, Step
 from langchain_relay.local.context_types import Row
 from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, SIGNALS
 from langchain_relay.local.sequence import Sequence
@@ -126,7 +127,7 @@ class Engine:
         self.loaded: Future[Context] = Future()
         self._load = load
         self._n_batch = n_batch
-        self._free = deque(range(max_concurrency))
+        self._free = list(range(max_concurrency))  # a heap: neighbours decode best
         self._waiting: deque[tuple[Open, list[int]]] = deque()
         self._leases: set[Lease] = set()
         self._asking: dict[Lease, None] = {}  # in the order of their asks
@@ -271,7 +272,7 @@ class Engine:
             opening, prompt = self._waiting.popleft()
             if not opening.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
-            sequence = Sequence(self._free.popleft(), prompt, self._context.vocab)
+            sequence = Sequence(heappop(self._free), prompt, self._context.vocab)
             lease = Lease(sequence, self._context.sampler(opening.chosen))
             self._leases.add(lease)
             opening.future.set_result(opening.granted(lease, self._context))
@@ -283,7 +284,7 @@ class Engine:
             self._asking.pop(lease, None)
             self._context.cut(lease.sequence.id, 0)
             lease.sampler.free()
-            self._free.append(lease.sequence.id)
+            heappush(self._free, lease.sequence.id)
 
     # --- asks -----------------------------------------------------------------------------------
 
@@ -353,7 +354,10 @@ class Engine:
             self._evaluate(parts)
 
     def _plan(self) -> list[_Part]:
-        """A row for every sequence that decodes, then pieces of prompts and spans in turn."""
+        """A row for every sequence that decodes, then pieces of prompts and spans in turn.
+
+        In the order of sequence numbers, which `Context.decode` may need to be fast.
+        """
         parts = [_Part(lease, 1) for lease in self._asking if lease.sequence.pending == 1]
         left = self._n_batch - len(parts)
         for lease in self._asking:
@@ -361,7 +365,7 @@ class Engine:
             if lease.sequence.pending > 1 and n:
                 parts.append(_Part(lease, n))
                 left -= n
-        return parts
+        return sorted(parts, key=lambda part: part.lease.sequence.id)
 
     def _evaluate(self, parts: list[_Part]) -> None:
         rc = self._context.decode([row for part in parts for row in part.rows()])

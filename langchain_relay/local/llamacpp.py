@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import LocalModelError, UsageMistake
+from langchain_relay.errors import LocalModelError, UsageMistake
 from langchain_relay.local import models
 from langchain_relay.local.context_types import LlamaSettings
 from langchain_relay.local.engine import Ask, Closed, Engine, Fed, Lease, Open, Stop

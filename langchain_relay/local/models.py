@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import MissingExtra, ModelNotFound
+from langchain_relay.errors import MissingExtra, ModelNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

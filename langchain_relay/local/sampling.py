@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import UsageMistake
+from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
     from collections.abc import Callable

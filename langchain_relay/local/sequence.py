@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.tokens import safe_cut
+from langchain_relay.errors import UsageMistake
 from langchain_relay.local.text import whole_chars
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.values import Turn
+from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

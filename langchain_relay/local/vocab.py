@@ -8,7 +8,7 @@ from functools import cached_property
 
 import llama_cpp
 
-from langchain_relay.engine.errors import LocalModelError
+from langchain_relay.errors import LocalModelError
 from langchain_relay.local.template import ChatTemplate
 
 _PIECE_BYTES = 256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.policy import AnswerContext, Watch
+from langchain_relay.errors import UsageMistake
 from langchain_relay.policies.call_tokens import (
     DEFAULT_MAX_CALLS,
     DEFAULT_MAX_SPAN_TOKENS,

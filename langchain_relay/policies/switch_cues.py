@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.policy import (
     AnswerContext,
     Cut,
@@ -28,6 +27,7 @@ from langchain_relay.engine.policy import (
     Watch,
 )
 from langchain_relay.engine.values import SpanEnd, Step
+from langchain_relay.errors import UsageMistake
 from langchain_relay.policies.watch import LocalWatch
 
 QWEN3_32B_TO_1_7B_CUES = (

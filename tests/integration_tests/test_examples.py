@@ -14,7 +14,7 @@ TIMEOUT_S = 300
 
 DECODES = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 CASES = {
-    "quickstart": r"23\*17.*\nspans: \d+\ncalls: \d",
+    "quickstart": r"^3 hours.*\[.+\].*\nspans: \d+\ncalls: [1-4] .*\n[\s\S]*\ncost: 0\.\d+ USD",
     "streaming_with_provenance": r"^\[.+\].*\n[\s\S]*0-\d+ +delegate stand-in .*\n +\d+-\d+ +local",
     "budget_that_runs_out": (
         r"relay\.call\.finished: 0\.000100 USD for n=8\n"
@@ -28,7 +28,7 @@ CASES = {
         r"[\s\S]*assistant: The capital of Mongolia is <call>4</call>Ulaanbaatar\.\n"
         r"[\s\S]*ai: The capital of Mongolia is Ulaanbaatar\.\n"
     ),
-    "async_batch": r"What is 23\*17\? +\S+.*\n(.+\n)+Name a color\. +\S+.*\n\n\d+ calls",
+    "async_batch": r"How many minutes .* \[.+\].*\n(.+\n)+Name a color\. +\S+.*\n\n[1-9]\d* calls",
 }
 """What the output of each script must contain."""
 

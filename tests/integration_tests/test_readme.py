@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def shape(output: str) -> list[str]:
 @pytest.mark.xdist_group("gguf")
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")  # as a user would have it
-def test_every_block_runs_and_prints_what_is_shown():
+def test_every_block_runs_and_prints_what_is_shown(monkeypatch: pytest.MonkeyPatch):
+    # One decode thread for each model: more threads than free cores slow all of them down.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     names: dict[str, Any] = {"__name__": "readme"}
     for block in BLOCKS:
         printed = run(block, names)
@@ -117,11 +120,12 @@ def test_every_event_and_field_is_in_the_table():
     assert set(rows) == set(get_args(schema.EventName))
     assert named_in(rows["relay.call.started"]) == started
     assert named_in(rows["relay.call.finished"]) | started == finished
-    assert named_in(rows["relay.call.failed"]) - {"declined"} == failed - finished
+    assert named_in(rows["relay.call.failed"]) - {"declined"} | failed & finished == failed
     assert named_in(rows["relay.call.denied"]) == set(schema.CallDeniedEvent.__annotations__)
     warning = set(schema.BudgetWarningEvent.__annotations__)
     assert named_in(rows["relay.budget.warning"]) == warning
 
 
 def named_in(row: str) -> set[str]:
+    """The fields in the last column; `version` is named in its heading."""
     return {"version", *re.findall(r"`([a-z_]+)`", row.rpartition(" | ")[2])}

@@ -124,4 +124,3 @@ def test_every_engine_error_has_a_public_twin() -> None:
         assert issubclass(public, own)
         if own is not engine.RelayError:
             assert errors._PUBLIC[own] is public
-

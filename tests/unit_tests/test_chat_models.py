@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -20,8 +20,14 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_relay import Budget, BudgetExceeded, RelayChatModel, get_relay_callback, relay_report
-from langchain_relay import errors
+from langchain_relay import (
+    Budget,
+    BudgetExceeded,
+    RelayChatModel,
+    errors,
+    get_relay_callback,
+    relay_report,
+)
 from langchain_relay.chat_models import DEFAULT_LEDGER
 from langchain_relay.engine.values import Turn
 from langchain_relay.policies import Always, Never
@@ -72,19 +78,25 @@ def test_the_lesson_is_the_local_models_alone_and_the_users_system_prompt_stays_
     assert sent == "Be kind.Why?"
 
 
-@pytest.mark.parametrize(
-    "fields", [{"teach": "none"}, {"policy": Never()}, {"policy": Always()}]
-)
+@pytest.mark.parametrize("fields", [{"teach": "none"}, {"policy": Never()}, {"policy": Always()}])
 def test_nothing_is_taught_where_no_command_is_wanted(fields: dict[str, Any]) -> None:
     local = ScriptedLocal("Hi.")
     relay(local=local, **fields).invoke("Why?")
     assert local.prompts == [(Turn("user", "Why?"),)]
 
 
-TAGGED = st.lists(st.sampled_from(["<call>9</call>", "<call>", "</call>", "9", " ", "x"]), max_size=8)
+TAGGED = st.lists(
+    st.sampled_from(["<call>9</call>", "<call>", "</call>", "9", " ", "x"]), max_size=8
+)
 
 
-@given(question=TAGGED, system=TAGGED, tool=TAGGED, span=TAGGED, local=st.lists(st.sampled_from(["a", " ", "b."]), max_size=4))
+@given(
+    question=TAGGED,
+    system=TAGGED,
+    tool=TAGGED,
+    span=TAGGED,
+    local=st.lists(st.sampled_from(["a", " ", "b."]), max_size=4),
+)
 def test_only_local_text_can_call(
     question: list[str], system: list[str], tool: list[str], span: list[str], local: list[str]
 ) -> None:
@@ -102,10 +114,14 @@ def test_only_local_text_can_call(
     assert message.text.startswith(draft)
     assert message.text.endswith("".join(local) + "c")
     # At the seam only a blank that is there already may go.
-    assert message.text in {
-        draft + "".join(span) + draft + "c",
-        draft + "".join(span).lstrip() + draft + "c",
-    } or not draft.strip()
+    assert (
+        message.text
+        in {
+            draft + "".join(span) + draft + "c",
+            draft + "".join(span).lstrip() + draft + "c",
+        }
+        or not draft.strip()
+    )
 
 
 def test_a_later_turn_sees_its_commands_again_and_the_delegate_does_not() -> None:

@@ -94,7 +94,8 @@ PLACES = {
 def added(chunks: list[Any], place: Place) -> AIMessage:
     if place is PLACES["agent"]:  # stream_mode="messages" gives (chunk, metadata)
         chunks = [chunk for chunk, _ in chunks if isinstance(chunk, AIMessageChunk)]
-    return reduce(lambda a, b: a + b, chunks)
+    whole: AIMessage = reduce(lambda a, b: a + b, chunks)
+    return whole
 
 
 def streaming(place: Place) -> dict[str, Any]:
@@ -129,8 +130,9 @@ def astream_events(app: Any, place: Place, config: Any) -> AIMessage:
         for e in asyncio.run(run())
         if e["event"] == "on_chat_model_end" and "relay:delegate" not in e["tags"]
     ]
-    assert len(ends) == 1
-    return ends[0]
+    (end,) = ends
+    assert isinstance(end, AIMessage)
+    return end
 
 
 def stream_events_v3(app: Any, place: Place, config: Any) -> AIMessage:

@@ -150,6 +150,38 @@ async def test_whatever_a_model_raises_is_a_delegate_error(colour: str):
     assert not raised.value.retryable
 
 
+class Closing(Recorder):
+    """Says when its streams are closed."""
+
+    closed: list[str] = []  # noqa: RUF012 - pydantic copies it
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        try:
+            while True:
+                yield ChatGenerationChunk(message=AIMessageChunk(content="word "))
+        finally:
+            self.closed.append("sync")
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        try:
+            while True:
+                yield ChatGenerationChunk(message=AIMessageChunk(content="word "))
+        finally:
+            self.closed.append("async")
+
+
+async def test_closing_the_deltas_closes_the_models_stream_before_it_returns():
+    delegate = ChatModelDelegate(Closing())
+    chat: Any = delegate._chat
+    stream: Any = delegate.stream(ASKED)
+    next(stream)
+    stream.close()
+    astream: Any = delegate.astream(ASKED)
+    await anext(astream)
+    await astream.aclose()
+    assert chat.closed == ["sync", "async"]
+
+
 # --- what is known of classes -------------------------------------------------------------------
 
 

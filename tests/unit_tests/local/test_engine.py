@@ -259,6 +259,25 @@ def test_active_sequences_share_a_batch_and_waiting_ones_are_left_out(model, con
     assert context.batches[-1] == {1: 1}
 
 
+def test_neighbouring_sequences_are_lent_first(model):
+    first, second = session(model), session(model)
+    second.close()
+    first.close()
+    assert session(model)._lease.sequence.id == 0
+
+
+def test_a_batch_is_in_the_order_of_sequences(model, context):
+    long, short = session(model, "x" * 20), session(model, "A")
+    context.gate = threading.Event()
+    running = long.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)
+    beside = short.decode(Decode())  # one token, so its row is planned first
+    context.gate.set()
+    running.result(TIMEOUT_S)
+    beside.result(TIMEOUT_S)
+    assert [list(batch) for batch in context.batches[:2]] == [[0], [0, 1]]
+
+
 def test_a_long_prompt_is_evaluated_in_pieces_beside_the_others(model, context):
     short = session(model, "A")
     got = step(short)
