@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from langchain_relay.engine import errors as engine
 from langchain_relay.engine.calls import OPEN_TAG, CallFound, MalformedCall, NoCall, scan
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.tokens import input_tokens_bound
@@ -79,7 +80,9 @@ class ScriptedLocal:
         """One token per word."""
         return len(text.split())
 
-    def open(self, turns: Sequence[Turn], sampling: Sampling) -> Future[LocalSession]:
+    def open(
+        self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False
+    ) -> Future[LocalSession]:
         """Lease a sequence; there are always enough."""
         leased: Future[LocalSession] = Future()
         prompt_tokens = sum(self.count(turn.content) for turn in turns)
@@ -312,7 +315,7 @@ class FailingDelegate(ScriptedDelegate):
             self.attempts.append(attempt)
         if self._after:
             yield Delta(text=self._after)
-        if isinstance(self._error, DelegateError):
+        if isinstance(self._error, engine.DelegateError):
             raise self._error
         message = f"{type(self._error).__name__}: {self._error}"
         raise DelegateError(message, retryable=True, sent=bool(self._after)) from self._error

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
-import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +45,7 @@ def refresh_notebook(script: Path) -> None:
     notebook.metadata.pop("language_info", None)  # the version of Python that ran it
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02}"  # else each run has new ones
-    nbformat.write(notebook, script.with_suffix(".ipynb"))
+    jupytext.write(notebook, script.with_suffix(".ipynb"))
 
 
 if __name__ == "__main__":

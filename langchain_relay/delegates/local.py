@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,13 @@ class LocalDelegate:
         """See `Delegate.input_bound`."""
         return input_tokens_bound(turn.content for turn in _turns(attempt))
 
+    def _open(self, attempt: Attempt) -> Future[LocalSession]:
+        draft = bool(attempt.draft.strip())
+        return self._local.open(_turns(attempt), self._sampling, open_assistant=draft)
+
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
         """See `Delegate.stream`."""
-        session = self._local.open(_turns(attempt), self._sampling).result()
+        session = self._open(attempt).result()
         try:
             append: tuple[int, ...] = ()
             for written in range(_limit(session, attempt)):
@@ -87,7 +92,7 @@ class LocalDelegate:
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        session = await asyncio.wrap_future(self._local.open(_turns(attempt), self._sampling))
+        session = await asyncio.wrap_future(self._open(attempt))
         try:
             append: tuple[int, ...] = ()
             for written in range(_limit(session, attempt)):

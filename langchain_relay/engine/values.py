@@ -127,10 +127,13 @@ class LocalModel(Protocol):
         """JSON-able facts that tell this model and its settings from any other."""
         ...
 
-    def open(self, turns: Sequence[Turn], sampling: Sampling) -> Future[LocalSession]:
+    def open(
+        self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False
+    ) -> Future[LocalSession]:
         """Queue for a sequence; the future resolves once one is leased to this answer.
 
-        A future cancelled while it queues leaves the queue.
+        A future cancelled while it queues leaves the queue. With `open_assistant` the last turn is
+        the assistant's own beginning, which the model continues.
 
         Raises:
             ContextOverflowError: (through the future) the prompt does not fit into `n_ctx`.

@@ -133,7 +133,9 @@ class NotedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def open(self, turns: Sequence[Turn], sampling: Sampling) -> Future[LocalSession]:
+    def open(
+        self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False
+    ) -> Future[LocalSession]:
         session = NotedSession(self.real.open(turns, sampling).result(60))
         self.sessions.append(session)
         leased: Future[Any] = Future()
