@@ -99,7 +99,7 @@ class RelayTotals(RelayCallbackHandler):
 
     def __str__(self) -> str:
         return (
-            f"{self.calls} calls ({self.finished} finished, {self.failed} failed), "
+            f"{self.calls} call{'' if self.calls == 1 else 's'} ({self.finished} finished, {self.failed} failed), "
             f"{self.denied} denied, {self.output_tokens} hosted output tokens, "
             f"{usd(self.cost_nanousd)}"
         )

@@ -250,7 +250,7 @@ class RelayChatModel(BaseChatModel):
         return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
 
     def _price(self, model: str) -> Price | None:
-        if isinstance(self._hosted, LocalDelegate):
+        if isinstance(self._hosted, LocalDelegate) and model not in (self.prices or {}):
             return UserPrice(Decimal(0), Decimal(0), source="local")
         base_url = self._hosted.fingerprint.get("base_url")
         return self._book.find(model, base_url=base_url)
@@ -298,9 +298,7 @@ class RelayChatModel(BaseChatModel):
         return Answer(
             local=self._local_for(kwargs.get("model")),
             turns=tuple(self._local_view(messages, policy)),
-            sampling=Sampling(
-                **{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING}
-            ),
+            sampling=self._sampling(kwargs),
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
             terms=self._terms(messages, hosted_model, answer_id),

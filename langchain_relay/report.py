@@ -61,7 +61,9 @@ class RelayReport:
         )
 
     def _rows(self) -> list[tuple[str, str]]:
-        cost = usd(self.cost_nanousd) + (" (partly estimated)" if self.estimated else "")
+        cost = usd(self.cost_nanousd) + (
+            " (partly estimated)" if self.estimated and self.cost_nanousd else ""
+        )
         sources = sorted({c.price_source for c in self.charges if c.price_source})
         return [
             ("spans", str(len(self.spans))),

@@ -84,6 +84,7 @@ class ScriptedLocal:
         self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False
     ) -> Future[LocalSession]:
         """Lease a sequence; there are always enough."""
+        del open_assistant  # the tape is the same
         leased: Future[LocalSession] = Future()
         prompt_tokens = sum(self.count(turn.content) for turn in turns)
         if prompt_tokens >= self.n_ctx:

@@ -88,15 +88,15 @@ class BudgetExceeded(RelayError):
         self.scope = scope
         self.window = window
         super().__init__(
-            f"this hand-over may need {_amount(needed, unit)} but {_amount(left, unit)} of "
-            f"{_amount(limit, unit)} is left for this {scope}; raise Budget({unit}=...) "
-            f"or lower max_span_tokens"
+            f"this hand-over may need {_amount(needed, unit)}, and of {_amount(limit, unit)} for "
+            f"this {scope} there is left: {_amount(left, unit)}; raise Budget({unit}=...)"
+            + (" or lower max_span_tokens" if unit == "usd" else "")
         )
 
 
 def _amount(value: int, unit: str) -> str:
     if unit != "usd":
-        return f"{value} {unit}"
+        return f"{value} {unit.removesuffix('s') if value == 1 else unit}"
     return f"{value / NANOUSD_PER_USD:.9f}".rstrip("0").rstrip(".") + " USD"
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.schemas import Run
 
@@ -112,7 +113,7 @@ def test_events_also_ride_on_the_message() -> None:
 @pytest.mark.parametrize("mode", ["custom", ["custom", "messages"]])
 def test_events_reach_langgraphs_custom_stream(mode: Any) -> None:
     agent = create_agent(relay(), [])
-    parts = list(agent.stream({"messages": [("user", "?")]}, stream_mode=mode))
+    parts = list(agent.stream({"messages": [HumanMessage("?")]}, stream_mode=mode))
     custom = [part for part in parts if mode == "custom"] or [
         part for kind, part in parts if kind == "custom"
     ]
@@ -121,7 +122,7 @@ def test_events_reach_langgraphs_custom_stream(mode: Any) -> None:
 
 def test_langgraphs_messages_mode_shows_each_token_once() -> None:
     agent = create_agent(relay(), [])
-    chunks = agent.stream({"messages": [("user", "?")]}, stream_mode="messages")
+    chunks = agent.stream({"messages": [HumanMessage("?")]}, stream_mode="messages")
     assert "".join(chunk.text for chunk, _ in chunks) == "It is blue so."
 
 
@@ -177,4 +178,4 @@ def test_totals_nest_and_do_not_leak() -> None:
     model.invoke("?")
     assert inner.calls == 1
     assert outer.calls == 1
-    assert str(inner).startswith("1 calls (1 finished, 0 failed), 0 denied")
+    assert str(inner).startswith("1 call (1 finished, 0 failed), 0 denied")
