@@ -31,22 +31,5 @@ def expert() -> dict[str, Any]:
         if os.environ.get(key):
             return {"delegate": model}
     print("(no key is set: a second local SmolLM2 stands in for a hosted model)", file=sys.stderr)
-    return {"delegate": StandIn(), "prices": {StandIn.model: DEMO_PRICE}}
-
-
-class StandIn:
-    """A second load of SmolLM2 under a name of its own, so that `prices` can price it.
-
-    A plain `LocalDelegate` costs nothing, whatever `prices` says.
-    """
-
-    model = "stand-in"
-    mode = "prefill"
-    worst_attempts = 1
-
-    def __init__(self) -> None:
-        local = LocalDelegate(LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1))
-        self.fingerprint = {**local.fingerprint, "name": self.model}
-        self.input_bound = local.input_bound
-        self.stream = local.stream
-        self.astream = local.astream
+    local = LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1)
+    return {"delegate": LocalDelegate(local), "prices": {local.name: DEMO_PRICE}}

@@ -98,8 +98,9 @@ class RelayTotals(RelayCallbackHandler):
     __hash__ = object.__hash__
 
     def __str__(self) -> str:
+        calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
         return (
-            f"{self.calls} call{'' if self.calls == 1 else 's'} ({self.finished} finished, {self.failed} failed), "
+            f"{calls} ({self.finished} finished, {self.failed} failed), "
             f"{self.denied} denied, {self.output_tokens} hosted output tokens, "
             f"{usd(self.cost_nanousd)}"
         )

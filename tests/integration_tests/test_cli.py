@@ -1,0 +1,90 @@
+"""The command line as a user runs it: the demo over real parts, its help, its mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+
+import openai
+import pytest
+
+from langchain_relay.cli.stand_in import stand_in
+
+DEMO_S = 240
+
+
+def langchain_relay(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from langchain_relay.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, check=False)
+
+
+@pytest.mark.gguf
+@pytest.mark.xdist_group("gguf")
+@pytest.mark.timeout(300)
+def test_the_demo_relays_refuses_and_reports() -> None:
+    done = langchain_relay("demo", "--max-tokens", "40")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    started = [line for line in lines if line.startswith("relay.call.started ")]
+    finished = [line for line in lines if line.startswith("relay.call.finished ")]
+    assert len(started) == len(finished) >= 1
+    (denied,) = [line for line in lines if line.startswith("relay.call.denied ")]
+    assert "needed, 0.000000001 USD left" in denied
+    assert "stands in for one" in done.stdout
+    assert "priced as gpt-5-mini" in done.stdout
+    for row in ("spans", "calls", "local tokens", "delegated tokens", "cost", "alone"):
+        assert any(row in line for line in lines)
+    assert done.stdout.count("1 denied") == 1
+
+
+@pytest.mark.gguf
+@pytest.mark.xdist_group("gguf")
+def test_the_stand_in_speaks_openais_protocol_and_continues_a_draft() -> None:
+    with stand_in(seed=1, temperature=0.0) as base_url:
+        client = openai.OpenAI(base_url=base_url, api_key="none")
+        chunks = list(
+            client.chat.completions.create(
+                model="stand-in",
+                messages=[
+                    {"role": "user", "content": "Count from one to ten."},
+                    {"role": "assistant", "content": "one, two, three, four,"},
+                ],
+                max_completion_tokens=4,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(base_url + "/models", data=json.dumps({}).encode())
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text.startswith(" five")
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 4
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help")])
+def test_help_teaches(arguments: tuple[str, ...]) -> None:
+    done = langchain_relay(*arguments)
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+    if "demo" in arguments:
+        assert "OPENAI_API_KEY" in done.stdout
+        assert "--budget-usd" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("demo", "--delegate", "gpt-5-mini"), "gpt-5-mini"),
+        (("demo", "--model", "smolm"), "smollm2-135m"),
+        (("demo", "--delegate", "openai:gpt-5-mini", "--budget-usd", "much"), "much"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], said: str) -> None:
+    done = langchain_relay(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
