@@ -295,13 +295,14 @@ class RelayChatModel(BaseChatModel):
         hosted_model = kwargs.get("delegate_model")
         if hosted_model is not None:
             self._check_budget(hosted_model)
+        local = self._local_for(kwargs.get("model"))
         return Answer(
-            local=self._local_for(kwargs.get("model")),
+            local=local,
             turns=tuple(self._local_view(messages, policy)),
             sampling=self._sampling(kwargs),
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
-            terms=self._terms(messages, hosted_model, answer_id),
+            terms=self._terms(messages, local, hosted_model, answer_id),
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
@@ -310,12 +311,15 @@ class RelayChatModel(BaseChatModel):
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         return Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING})
 
-    def _local_for(self, model: str | None) -> LocalModel:
+    def _local_for(self, model: str | Path | LocalModel | None) -> LocalModel:
+        """The local model of one call; one that was named before is still loaded."""
         if model is None or model == self.model:
             return self._local
-        if model not in self._other_locals:
-            self._other_locals[model] = self._local_model(model)
-        return self._other_locals[model]
+        if not isinstance(model, str | Path):
+            return model
+        if str(model) not in self._other_locals:
+            self._other_locals[str(model)] = self._local_model(model)
+        return self._other_locals[str(model)]
 
     def _local_view(self, messages: list[BaseMessage], policy: Policy) -> list[Turn]:
         shown = turns(messages)
@@ -339,7 +343,11 @@ class RelayChatModel(BaseChatModel):
         )
 
     def _terms(
-        self, messages: list[BaseMessage], hosted_model: str | None, answer_id: str
+        self,
+        messages: list[BaseMessage],
+        local: LocalModel,
+        hosted_model: str | None,
+        answer_id: str,
     ) -> Terms:
         return Terms(
             delegate=self._hosted,
@@ -350,7 +358,7 @@ class RelayChatModel(BaseChatModel):
             ledger=self.ledger or DEFAULT_LEDGER,
             timeout_s=self.timeout,
             max_retries=self.max_retries,
-            count=self._local.count,
+            count=local.count,
             rate_limiter=self.delegate_rate_limiter,
         )
 
@@ -517,7 +525,8 @@ class RelayChatModel(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "relay"
-        params["ls_model_name"] = str(kwargs.get("model") or self._local.name)
+        named = kwargs.get("model") or self._local
+        params["ls_model_name"] = str(named) if isinstance(named, str | Path) else named.name
         return params
 
     def get_num_tokens(self, text: str) -> int:

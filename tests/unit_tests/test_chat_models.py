@@ -165,6 +165,15 @@ def test_an_unpriced_delegate_model_under_a_budget_is_refused_before_anything_is
     assert local.prompts == []
 
 
+def test_model_overrides_the_local_model_for_one_call() -> None:
+    model = relay("Hi.")
+    message = model.invoke("?", model=ScriptedLocal("Ho."))
+    assert message.text == "Ho."
+    assert model.invoke("?").text == "Hi."
+    with pytest.raises(errors.ModelNotFound, match="smollm2-135m"):
+        model.invoke("?", model="smolm")
+
+
 def test_sampling_is_the_calls_before_the_models() -> None:
     local = ScriptedLocal("Hi.")
     relay(local=local, temperature=0.5, seed=1).invoke("?", temperature=0.0)
