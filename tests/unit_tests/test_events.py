@@ -122,8 +122,8 @@ def test_events_reach_langgraphs_custom_stream(mode: Any) -> None:
 
 def test_langgraphs_messages_mode_shows_each_token_once() -> None:
     agent = create_agent(relay(), [])
-    chunks = agent.stream({"messages": [HumanMessage("?")]}, stream_mode="messages")
-    assert "".join(part[0].text for part in chunks) == "It is blue so."
+    chunks: Any = agent.stream({"messages": [HumanMessage("?")]}, stream_mode="messages")
+    assert "".join(chunk.text for chunk, _ in chunks) == "It is blue so."
 
 
 class Tree(BaseTracer):
