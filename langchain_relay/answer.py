@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_relay.delegates.wire import HostedSide
-from langchain_relay.engine.drivers import adrive, drive
+from langchain_relay.engine.drivers import adrive, aleased, drive, leased
 from langchain_relay.engine.events import CallFailed, Event, Finished, SpanClosed, SpanOpened
 from langchain_relay.engine.loop import Bounds, Flow, relay
 from langchain_relay.engine.policy import AnswerContext, Policy
@@ -65,6 +65,10 @@ class Answer:
     run: BaseRunManager | None
     answer_id: str
 
+    def lease(self) -> Future[LocalSession]:
+        """Queue for a sequence of the local model."""
+        return self.local.open(self.turns, self.sampling)
+
     def flow(self, session: LocalSession) -> Flow:
         """The relay over a leased sequence."""
         context = AnswerContext(session.count, session.thinking, self.end_on_delegate_stop)
@@ -84,62 +88,43 @@ class Answer:
 
 def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
     """Write the answer; yields its chunks. Closing the iterator early gives everything back."""
-    with translated():
-        session = _leased(answer)
+    with translated(), closing(leased(answer.lease())) as session:
         source = HostedSide(answer.terms, answer.run)
-        told = _Told(answer, session)
-        events = drive(answer.flow(session), session, source)
+        told = _Told(answer, _checked(session))
         try:
-            for event in events:
-                for notice in wire_events(event):
-                    emit(answer.run, *notice)
-                yield from told.chunk(event)
+            with closing(drive(answer.flow(session), session, source)) as events:
+                for event in events:
+                    told.note(event)
+                    for notice in wire_events(event):
+                        emit(answer.run, *notice)
+                    yield from told.chunk(event)
         finally:
-            events.close()
-            for notice in told.unfinished(source.abandoned):
-                emit(answer.run, *notice)
-            answer.forget()
+            try:
+                for notice in told.unfinished(source.abandoned):
+                    emit(answer.run, *notice)
+            finally:
+                answer.forget()
 
 
 async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
     """Async twin of `chunks`."""
-    with translated():
-        session = await _aleased(answer)
+    with translated(), closing(await aleased(answer.lease())) as session:
         source = HostedSide(answer.terms, answer.run)
-        told = _Told(answer, session)
-        events = adrive(answer.flow(session), session, source)
+        told = _Told(answer, _checked(session))
         try:
-            async for event in events:
-                for notice in wire_events(event):
-                    await aemit(answer.run, *notice)
-                for chunk in told.chunk(event):
-                    yield chunk
+            async with aclosing(adrive(answer.flow(session), session, source)) as events:
+                async for event in events:
+                    told.note(event)
+                    for notice in wire_events(event):
+                        await aemit(answer.run, *notice)
+                    for chunk in told.chunk(event):
+                        yield chunk
         finally:
-            await events.aclose()
-            for notice in told.unfinished(source.abandoned):
-                await aemit(answer.run, *notice)
-            answer.forget()
-
-
-# --- the lease ----------------------------------------------------------------------------------
-
-
-def _leased(answer: Answer) -> LocalSession:
-    lease = answer.local.open(answer.turns, answer.sampling)
-    try:
-        return _checked(lease.result())
-    except BaseException:
-        _give_back(lease)
-        raise
-
-
-async def _aleased(answer: Answer) -> LocalSession:
-    lease = answer.local.open(answer.turns, answer.sampling)
-    try:
-        return _checked(await asyncio.wrap_future(lease))
-    except BaseException:
-        _give_back(lease)
-        raise
+            try:
+                for notice in told.unfinished(source.abandoned):
+                    await aemit(answer.run, *notice)
+            finally:
+                answer.forget()
 
 
 def _checked(session: LocalSession) -> LocalSession:
@@ -152,17 +137,6 @@ def _checked(session: LocalSession) -> LocalSession:
             n_ctx=n_ctx,
         )
     return session
-
-
-def _give_back(lease: Future[LocalSession]) -> None:
-    """Leave the queue, or return what was leased while nobody waited any more."""
-    lease.cancel()
-
-    def close(done: Future[LocalSession]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            done.result().close()
-
-    lease.add_done_callback(close)
 
 
 # --- what the user is told ----------------------------------------------------------------------
@@ -180,11 +154,14 @@ class _Told:
     def __post_init__(self) -> None:
         self.writer = AnswerWriter(self.answer.local.name)
 
-    def chunk(self, event: Event) -> Iterator[ChatGenerationChunk]:
+    def note(self, event: Event) -> None:
+        """Remember what is open before anybody is told: a handler may raise."""
         if isinstance(event, SpanOpened):
             self.opened = event
         elif isinstance(event, SpanClosed | CallFailed):
             self.opened = None
+
+    def chunk(self, event: Event) -> Iterator[ChatGenerationChunk]:
         if isinstance(event, Finished):
             yield self._last(event)
         elif (chunk := self.writer.chunk(event)) is not None:

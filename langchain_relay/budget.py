@@ -45,7 +45,8 @@ class Budget:
                 raise UsageMistake(
                     f"Budget({name}={value}): a limit cannot be negative; 0 is never"
                 )
-        if self.warn_at is not None and not 0 < self.warn_at <= 1:
+        share: object = self.warn_at
+        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
             raise UsageMistake(
                 f"Budget(warn_at={self.warn_at!r}): a share between 0 and 1, or None"
             )

@@ -62,7 +62,7 @@ class RelayCallbackHandler(BaseCallbackHandler):
                 self.on_relay_budget_warning(data, run_id=run_id)
 
 
-@dataclass
+@dataclass(eq=False)  # each is its own: LangChain drops a handler that equals another
 class RelayTotals(RelayCallbackHandler):
     """Sums over every answer that ran while it was attached; safe to share between threads.
 
@@ -94,8 +94,6 @@ class RelayTotals(RelayCallbackHandler):
     unpriced_calls: int = 0
     estimated_calls: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    __hash__ = object.__hash__
 
     def __str__(self) -> str:
         calls = "1 call" if self.calls == 1 else f"{self.calls} calls"

@@ -15,6 +15,7 @@ from dataclasses import fields as dataclass_fields
 from decimal import Decimal
 from difflib import get_close_matches
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
@@ -217,7 +218,7 @@ class RelayChatModel(BaseChatModel):
     @model_validator(mode="after")
     def _prepare_relay(self) -> Self:
         with translated():
-            _check_ranges(self)
+            _check_fields(self)
             self._local = self._local_model(self.model)
             self._hosted = resolve_delegate(self.delegate)
             self._book = PriceBook(self.prices)
@@ -337,7 +338,7 @@ class RelayChatModel(BaseChatModel):
             context_left=_NO_BOUND,
             max_calls=0 if delegation == "never" else own_calls,
             max_span_tokens=own_span,
-            stop=tuple(self.stop or () if stop is None else stop),
+            stop=_stop_strings(self.stop if stop is None else stop),
             on_refusal=self.on_budget,
             on_failure=self.on_delegate_error,
         )
@@ -354,6 +355,7 @@ class RelayChatModel(BaseChatModel):
             messages=tuple(messages),
             model=hosted_model,
             price=self._price(hosted_model or self._hosted.model),
+            reported_price=self._price,
             limits=tuple(budget.limit(answer_id) for budget in self._budgets),
             ledger=self.ledger or DEFAULT_LEDGER,
             timeout_s=self.timeout,
@@ -511,7 +513,10 @@ class RelayChatModel(BaseChatModel):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         """What tells one relay from another, for traces and for the LLM cache."""
-        own = ("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", *_SAMPLING)
+        own = (
+            *("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", "timeout"),
+            *("max_retries", "end_on_delegate_stop", "on_delegate_error", *_SAMPLING),
+        )
         return {
             "model": dict(self._local.fingerprint),
             "delegate": dict(self._hosted.fingerprint),
@@ -554,37 +559,56 @@ def _require(values: Mapping[str, Any], *names: str) -> None:
             raise error(f"RelayChatModel needs {name}=: {hints[name]}")
 
 
-_LEAST: Mapping[str, float] = {
-    "max_tokens": 1,
-    "max_span_tokens": 1,
-    "max_calls": 0,
-    "max_retries": 0,
-    "max_concurrency": 1,
-    "n_ctx": 1,
-    "n_threads": 1,
-    "n_gpu_layers": -1,
-    "temperature": 0,
-    "top_k": 0,
-    "top_p": 0,
-    "min_p": 0,
-    "repeat_penalty": 0,
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "max_tokens": (1, inf),
+    "max_span_tokens": (1, inf),
+    "max_calls": (0, inf),
+    "max_retries": (0, inf),
+    "max_concurrency": (1, inf),
+    "n_ctx": (1, inf),
+    "n_threads": (1, inf),
+    "n_gpu_layers": (-1, inf),
+    "temperature": (0, inf),
+    "top_k": (0, inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0, inf),
 }
 
 
-def _check_ranges(model: RelayChatModel) -> None:
-    _check_least({name: getattr(model, name) for name in _LEAST})
+def _check_fields(model: RelayChatModel) -> None:
+    _check_ranges({name: getattr(model, name) for name in _RANGES})
     if model.timeout is not None and model.timeout <= 0:
         raise UsageMistake(f"timeout={model.timeout}: seconds above 0, or None for no deadline")
-    for budget in model._budgets:  # noqa: SLF001 - a check of this class
-        if not isinstance(budget, Budget):
-            raise UsageMistake(f"budget={budget!r}: pass a Budget or a sequence of Budgets")
+    if isinstance(model.policy, type) or not isinstance(model.policy, Policy):
+        raise UsageMistake(f"policy={model.policy!r}: pass a policy, such as CallTokens()")
+    if not isinstance(model.model, str | Path) and not callable(getattr(model.model, "open", None)):
+        raise UsageMistake(
+            f"model={model.model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel"
+        )
+    if model.prices is not None and not isinstance(model.prices, Mapping):
+        raise UsageMistake(
+            f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
+        )
+    budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget
+    if any(not isinstance(budget, Budget | None) for budget in budgets):
+        raise UsageMistake(f"budget={model.budget!r}: pass Budget(usd=...), or several in a list")
 
 
-def _check_least(values: Mapping[str, Any]) -> None:
-    for name, least in _LEAST.items():
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name, (least, most) in _RANGES.items():
         value = values.get(name)
-        if value is not None and value < least:
-            raise UsageMistake(f"{name}={value}: must be at least {least}")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageMistake(f"{name}={value!r}: a number is needed")
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
+            raise UsageMistake(f"{name}={value}: must be {bounds}")
+
+
+def _stop_strings(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def _check_per_call(kwargs: Mapping[str, Any]) -> None:
@@ -597,7 +621,7 @@ def _check_per_call(kwargs: Mapping[str, Any]) -> None:
         )
     if kwargs.get("delegation") not in (None, "auto", "never", "always"):
         raise UsageMistake(f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'")
-    _check_least(kwargs)
+    _check_ranges(kwargs)
 
 
 def _close(written: Iterator[AIMessageChunk]) -> None:

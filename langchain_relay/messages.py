@@ -38,6 +38,11 @@ from langchain_relay.schema import wire_events
 
 METADATA_KEY = "relay"
 
+_NOT_TEXT = frozenset(
+    {"tool_use", "tool_call", "function_call", "reasoning", "thinking", "redacted_thinking"}
+)
+"""Blocks of an answer that stand beside its text, and are not part of it."""
+
 
 # --- in -----------------------------------------------------------------------------------------
 
@@ -83,7 +88,7 @@ def text_of(message: BaseMessage) -> str:
             texts.append(block)
         elif block.get("type") in ("text", "text-plain"):
             texts.append(str(block.get("text", "")))
-        elif block.get("type") not in ("tool_use", "tool_call", "function_call", "reasoning"):
+        elif block.get("type") not in _NOT_TEXT:
             kind = block.get("type", "unknown")
             raise UnsupportedContent(
                 f"a {message.type} message holds content of type {kind!r}, but the local model "

@@ -74,7 +74,8 @@ class ScriptedLocal:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """Tells this script from any other."""
-        return {"model": self.name, "pieces": list(self.pieces), "n_ctx": self.n_ctx}
+        facts = {"pieces": list(self.pieces), "n_ctx": self.n_ctx, "thinking": self.thinking}
+        return {"model": self.name, **facts}
 
     def count(self, text: str) -> int:
         """One token per word."""
@@ -296,6 +297,11 @@ class FailingDelegate(ScriptedDelegate):
         self._after = after
         self._failures = itertools.count()
         self._times = times
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Tells this script from any other."""
+        return {**super().fingerprint, "error": repr(self._error), "times": self._times}
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
         """Fail, or play the reply."""

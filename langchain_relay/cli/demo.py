@@ -88,7 +88,8 @@ class Demo:
             seed=SEED,
             max_tokens=self.max_tokens,
         )
-        self.console.print(f"\n[bold]{question}[/bold]")
+        self.console.print()
+        self.console.print(Text(question, style="bold"))
         screen = Screen(self.console)
         chunks = list(screen.watch(model.stream(question, {"callbacks": [screen]})))
         screen.new_line()

@@ -14,12 +14,13 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import IO, Any
 
 from langchain_core.messages.utils import convert_to_messages
 
@@ -101,24 +102,27 @@ def stand_in(*, seed: int, temperature: float, n_threads: int = 1) -> Iterator[s
     """
     command = [sys.executable, "-m", __name__, "--seed", str(seed)]
     command += ["--temperature", str(temperature), "--n-threads", str(n_threads)]
-    with subprocess.Popen(  # noqa: S603 - our own module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+    with (
+        tempfile.TemporaryFile("w+") as said,  # a pipe that nobody reads would fill up
+        subprocess.Popen(  # noqa: S603 - our own module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as server,
+    ):
         try:
-            yield _base_url(server)
+            yield _base_url(server, said)
         finally:
             server.terminate()
 
 
-def _base_url(server: subprocess.Popen[str]) -> str:
+def _base_url(server: subprocess.Popen[str], said: IO[str]) -> str:
     assert server.stdout is not None, "it was opened with a pipe"
-    assert server.stderr is not None, "as above"
     timer = threading.Timer(STARTED_WITHIN_S, server.kill)
     timer.start()
     line = server.stdout.readline()
     timer.cancel()
     if not line.startswith("http"):
-        raise LocalModelError(f"the stand-in server did not start: {server.stderr.read()[-2000:]}")
+        said.seek(0)
+        raise LocalModelError(f"the stand-in server did not start: {said.read()[-2000:]}")
     return line.strip()
 
 

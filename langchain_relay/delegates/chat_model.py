@@ -188,35 +188,31 @@ class ChatModelDelegate:
 
     def _generations(self, attempt: Attempt) -> Generator[ChatGeneration, None, None]:
         chat, kwargs = self._request(self._chat, attempt)
-        messages, run = self._messages(attempt), attempt.run_manager
+        messages = self._messages(attempt)
         if chat.rate_limiter is not None:
             chat.rate_limiter.acquire(blocking=True)
         if not _streams(chat, ("_stream",)):
-            yield _only(chat._generate(messages, run_manager=run, **kwargs))  # noqa: SLF001 - see the module
+            yield _only(chat._generate(messages, run_manager=attempt.run_manager, **kwargs))  # noqa: SLF001 - see the module
             return
         chunks = chat._stream(messages, **kwargs)  # noqa: SLF001 - see the module
         with closing(chunks):  # type: ignore[type-var]  # every `_stream` is a generator
-            for chunk in chunks:
-                if run is not None:
-                    run.on_llm_new_token(str(chunk.text), chunk=chunk)
-                yield chunk
+            yield from chunks
 
     async def _agenerations(self, attempt: Attempt) -> AsyncGenerator[ChatGeneration, None]:
         """Async twin of `_generations`."""
         own = self._per_loop.get(lambda: _on_this_loop(self._chat, self._families))
         chat, kwargs = self._request(own, attempt)
-        messages, run = self._messages(attempt), attempt.run_manager
+        messages = self._messages(attempt)
         if chat.rate_limiter is not None:
             await chat.rate_limiter.aacquire(blocking=True)
         if not _streams(chat, ("_astream", "_stream")):
+            run = attempt.run_manager
             result = await chat._agenerate(messages, run_manager=run, **kwargs)  # noqa: SLF001 - see the module
             yield _only(result)
             return
         chunks = chat._astream(messages, **kwargs)  # noqa: SLF001 - see the module
         async with aclosing(chunks):  # type: ignore[type-var]  # every `_astream` is a generator
             async for chunk in chunks:
-                if run is not None:
-                    await run.on_llm_new_token(str(chunk.text), chunk=chunk)
                 yield chunk
 
 

@@ -1,6 +1,6 @@
 """One hand-over: reserve, send, mend the seam, retry, settle. All rules, no input or output.
 
-`hand_over` is a generator. It yields wire asks (`Send`, `Next`, `Close`, `Sleep`), which
+`hand_over` is a generator. It yields wire asks (`Admit`, `Send`, `Next`, `Close`, `Sleep`), which
 `wire.py` performs, and the answers the relay waits for (`Opened`, `SpanPiece`, `SpanEnd`).
 Money: one reservation per attempt at its worst case; settled at the reported cost where the
 provider's usage came with a finish reason, released where nothing can be owed, else settled at the
@@ -9,9 +9,9 @@ worst case and flagged.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,14 @@ DRAIN_S = 0.5
 EXPIRY_MARGIN_S = 60.0
 """A reservation outlives its hand-over's deadline by this much before it counts as lost."""
 
+WITHHELD = frozenset(
+    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+)
+"""Finish reasons of OpenAI, Anthropic and Gemini that mean: not complete, and asking again will not
+help."""
+
+logger = logging.getLogger(__name__)
+
 _BACKOFF = wait_exponential(multiplier=0.25, max=8.0) + wait_random(0, 0.25)
 
 
@@ -61,6 +69,13 @@ class Abandoned(Exception):
 
 
 # --- wire asks ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Wait for the rate limiter; a `DelegateTimeout` is thrown in at the deadline."""
+
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +107,7 @@ class Sleep:
     seconds: float
 
 
-Wire = Send | Next | Close | Sleep
+Wire = Admit | Send | Next | Close | Sleep
 HandOver = Generator[Wire | Opened | SpanPiece | SpanEnd, Any, None]
 
 
@@ -108,6 +123,7 @@ class Terms:
         messages: The user's conversation, as LangChain messages.
         model: Per-call override of the delegate's model name.
         price: Price of that model, `None` if nobody knows it.
+        reported_price: Price of the model a provider says it used, where `price` is unknown.
         limits: What the budgets leave; empty if there is none.
         ledger: Where spending is kept.
         timeout_s: For one hand-over with all its attempts; `None`: no deadline.
@@ -128,6 +144,7 @@ class Terms:
     timeout_s: float | None
     max_retries: int
     count: Counter
+    reported_price: Callable[[str], Price | None] = lambda _: None
     warned: set[tuple[Account, str]] = field(default_factory=set)
     rate_limiter: BaseRateLimiter | None = None
     clock: Callable[[], float] = time.monotonic
@@ -145,6 +162,7 @@ class Received:
 
     text: str = ""
     last: Delta = field(default_factory=Delta)
+    sent: bool = False
 
     def add(self, delta: Delta) -> None:
         """Keep the text and the latest of everything else."""
@@ -236,17 +254,21 @@ class _HandOver:
             why, error = "cut", caught
         self.trimmed += seam.trimmed
         self._settle(reservation, received, error)
-        with suppress(Abandoned):  # all is booked already
+        try:
             yield Close(received, error)
+        except Abandoned as caught:  # all is booked already, and nothing more may be sent
+            why, error = "cut", caught
         return why, error
 
     def _stream(self, received: Received, seam: Seam) -> Generator[Any, Any, EndWhy]:
+        yield Admit(self.deadline)
         yield Send(self._sending())
+        received.sent = True
         limit_bytes = self.n * MAX_BYTES_PER_TOKEN
         while (delta := (yield Next(self.deadline))) is not None:
             received.add(delta)
             text, over = _within(seam.push(delta.text), limit_bytes)
-            limit_bytes -= len(text.encode())
+            limit_bytes -= len(text.encode(errors="replace"))
             if self._pass_on(text) and (why := (yield SpanPiece(text))):
                 return (yield from self._hung_up(why, received))
             if over:
@@ -255,6 +277,11 @@ class _HandOver:
                 return "cut"
         if received.last.finish is None:
             raise DelegateTruncated("the stream ended without a finish reason", retryable=True)
+        if received.last.finish.lower() in WITHHELD:
+            raise DelegateError(
+                f"the provider withheld the rest: finish reason {received.last.finish!r}",
+                retryable=False,
+            )
         ended: EndWhy = "length" if received.last.finish == "length" else "stop"
         hung_up: EndWhy | None = None
         if text := self._pass_on(seam.flush()):
@@ -384,6 +411,8 @@ class _HandOver:
 
     def _charge(self, received: Received, error: Exception | None) -> Charge:
         last, price = received.last, self.terms.price
+        if price is None and last.model is not None:
+            price = self.terms.reported_price(last.model)
         charge = Charge(
             call_id=self.request.call_id,
             attempt=len(self.charges) + 1,
@@ -391,15 +420,16 @@ class _HandOver:
             price_source=price.source if price else None,
             outcome=last.finish or (type(error).__name__ if error else "cut"),
         )
-        if isinstance(error, DelegateError) and not error.sent and not received.text:
+        answered_by_error = isinstance(error, DelegateError) and not error.sent
+        if not received.sent or (answered_by_error and not received.text):
             return replace(charge, cost_nanousd=0, released=True)
         worst = self.worst_nanousd
         if last.finish is None or last.usage is None:
             return replace(charge, cost_nanousd=worst, estimated=True)
         usage = last.usage
         cost = price.cost_nanousd(usage) if price else None
-        if last.cost_usd is not None:
-            cost = _reported_nanousd(last.cost_usd)
+        if (reported := _reported_nanousd(last.cost_usd)) is not None:
+            cost = reported
             charge = replace(charge, price_source="provider")
         return replace(
             charge,
@@ -414,13 +444,20 @@ class _HandOver:
 
 def _within(text: str, limit_bytes: int) -> tuple[str, bool]:
     """The part of `text` that fits into `limit_bytes`, and whether something was cut off."""
-    data = text.encode()
+    data = text.encode(errors="replace")
     if len(data) <= limit_bytes:
         return text, False
     return data[: max(0, limit_bytes)].decode(errors="ignore"), True
 
 
-def _reported_nanousd(cost_usd: str) -> int:
+def _reported_nanousd(cost_usd: str | None) -> int | None:
+    """The provider's own figure, if it gave one that makes sense."""
     from langchain_relay.prices import reported_nanousd
 
-    return reported_nanousd(cost_usd)
+    if cost_usd is None:
+        return None
+    try:
+        return reported_nanousd(cost_usd)
+    except ValueError as error:
+        logger.warning("%s; the price table is used instead", error)
+        return None

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from langchain_relay.engine.drivers import aleased, leased
 from langchain_relay.engine.events import Decode
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import (
@@ -29,7 +30,8 @@ class LocalDelegate:
 
     Args:
         model: An alias, a path, `"hf:org/repo/file.gguf"`, or a `LlamaCppModel` with its own
-            settings. Decode threads of both models together should not exceed the cores.
+            settings. Decode threads of both models together should not exceed the cores. The model
+            object that writes the answer can play both roles only if it has a sequence to spare.
         sampling: How it samples; greedy by default.
     """
 
@@ -76,7 +78,7 @@ class LocalDelegate:
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
         """See `Delegate.stream`."""
-        session = self._open(attempt).result()
+        session = leased(self._open(attempt))
         try:
             append: tuple[int, ...] = ()
             for written in range(_limit(session, attempt)):
@@ -92,7 +94,7 @@ class LocalDelegate:
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        session = await asyncio.wrap_future(self._open(attempt))
+        session = await aleased(self._open(attempt))
         try:
             append: tuple[int, ...] = ()
             for written in range(_limit(session, attempt)):

@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_openai_messages
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from langchain_relay.delegates.chat_model import (
     CONTINUE_FLAGS,
@@ -138,28 +137,22 @@ class OpenAIDelegate:
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader, run = _Reader(), attempt.run_manager
+        reader = _Reader()
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.sync).create
             with create(**self._request(attempt)) as chunks:
                 for chunk in chunks:
-                    delta = reader.read(chunk)
-                    if run is not None:
-                        run.on_llm_new_token(delta.text, chunk=_as_langchain(delta))
-                    yield delta
+                    yield reader.read(chunk)
             reader.end()
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader, run = _Reader(), attempt.run_manager
+        reader = _Reader()
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.asynchronous).create
             async with await create(**self._request(attempt)) as chunks:
                 async for chunk in chunks:
-                    delta = reader.read(chunk)
-                    if run is not None:
-                        await run.on_llm_new_token(delta.text, chunk=_as_langchain(delta))
-                    yield delta
+                    yield reader.read(chunk)
             reader.end()
 
     # --- one request ----------------------------------------------------------------------------
@@ -237,10 +230,6 @@ def _usage(usage: Any) -> Usage:
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
     )
-
-
-def _as_langchain(delta: Delta) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
 
 
 def _limit_name(base_url: str, api: str) -> str:

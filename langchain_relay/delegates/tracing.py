@@ -15,11 +15,11 @@ from langchain_core.callbacks.manager import (
     BaseRunManager,
     CallbackManagerForChainRun,
 )
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
-from langchain_relay.engine.values import Attempt, Delegate, Usage
+from langchain_relay.engine.values import Attempt, Delegate, Delta, Usage
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.handover import Received
@@ -84,6 +84,11 @@ async def aopen_child(parent: BaseRunManager, delegate: Delegate, attempt: Attem
     _describe(manager, attempt.model or delegate.model)
     start = _start(delegate, attempt)
     return (await manager.on_chat_model_start(start.serialized, start.messages, **start.options))[0]
+
+
+def token(delta: Delta) -> ChatGenerationChunk:
+    """A streamed piece as handlers of `on_llm_new_token` know it."""
+    return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
 
 
 def result(received: Received, model: str) -> LLMResult:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from langchain_core.callbacks.manager import BaseRunManager
 
 from langchain_relay.delegates.handover import (
     Abandoned,
+    Admit,
     Close,
     HandOver,
     Next,
@@ -29,7 +31,7 @@ from langchain_relay.delegates.handover import (
     Wire,
     hand_over,
 )
-from langchain_relay.delegates.tracing import aopen_child, open_child, result
+from langchain_relay.delegates.tracing import aopen_child, open_child, result, token
 from langchain_relay.engine.drivers import shielded
 from langchain_relay.engine.errors import DelegateError, DelegateTimeout
 from langchain_relay.engine.values import (
@@ -42,6 +44,13 @@ from langchain_relay.engine.values import (
     SpanPiece,
     SpanRequest,
 )
+from langchain_relay.runs import bound
+
+LIMITER_POLL_S = 0.02
+CLOSE_S = 1.0
+"""How long an async stream may take to close before it is left alone."""
+
+logger = logging.getLogger(__name__)
 
 QUEUED_PIECES = 64
 """Pieces a pulling thread may be ahead of its reader."""
@@ -91,7 +100,11 @@ class HostedSide:
         assert self._span is not None, "no span is open"
         flow, line = self._span
         while True:
-            out = _resume(flow, answer)
+            try:
+                out = _resume(flow, answer)
+            except BaseException:
+                self._span = None  # its rules failed: there is nothing left to close
+                raise
             if isinstance(out, SpanEnd):
                 self._span = None
             if isinstance(out, Opened | SpanPiece | SpanEnd):
@@ -129,7 +142,11 @@ class HostedSide:
         assert self._aspan is not None, "no span is open"
         flow, line = self._aspan
         while True:
-            out = _resume(flow, answer)
+            try:
+                out = _resume(flow, answer)
+            except BaseException:
+                self._aspan = None  # its rules failed: there is nothing left to close
+                raise
             if isinstance(out, SpanEnd):
                 self._aspan = None
             if isinstance(out, Opened | SpanPiece | SpanEnd):
@@ -168,22 +185,31 @@ class _Line:
 
     def perform(self, ask: Wire) -> Delta | None:
         match ask:
+            case Admit(deadline):
+                self._admit(deadline)
+                return None
             case Send(attempt):
-                if self._terms.rate_limiter is not None:
-                    self._terms.rate_limiter.acquire(blocking=True)
                 if self._parent is not None:
                     self._child = open_child(self._parent, self._terms.delegate, attempt)
                 self._pump = _Pump(self._terms.delegate, replace(attempt, run_manager=self._child))
                 return None
             case Next(deadline):
                 assert self._pump is not None, "Send comes before Next"
-                return self._pump.next(deadline - self._terms.clock())
+                delta = self._pump.next(deadline - self._terms.clock())
+                if self._child is not None and delta is not None and delta.text:
+                    self._child.on_llm_new_token(delta.text, chunk=token(delta))
+                return delta
             case Close():
                 self._close(ask)
                 return None
             case Sleep(seconds):
                 time.sleep(seconds)
                 return None
+
+    def _admit(self, deadline: float) -> None:
+        limiter = self._terms.rate_limiter
+        while limiter is not None and not limiter.acquire(blocking=False):
+            time.sleep(_limiter_pause_s(deadline - self._terms.clock()))
 
     def _close(self, ask: Close) -> None:
         pump, self._pump = self._pump, None
@@ -244,13 +270,15 @@ class _Pump:
 
     def _pull(self, delegate: Delegate, attempt: Attempt) -> None:
         try:
-            stream = delegate.stream(attempt)
-            for delta in stream:
-                if self._closed.is_set():
-                    break
-                self._put(delta)
-            if close := getattr(stream, "close", None):
-                close()
+            # What runs in here belongs to the attempt's run: a delegate may be a relay itself.
+            with bound(attempt.run_manager):
+                stream = delegate.stream(attempt)
+                for delta in stream:
+                    if self._closed.is_set():
+                        break
+                    self._put(delta)
+                if close := getattr(stream, "close", None):
+                    close()
             self._put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the reader, which raises it
             self._put(_Failed(error))
@@ -267,6 +295,17 @@ class _Pump:
 def _timed_out() -> DelegateTimeout:
     # An attempt that used up the deadline is not retried: nothing is left of it.
     return DelegateTimeout("the hosted model did not finish within `timeout`", retryable=False)
+
+
+def _limiter_pause_s(left_s: float) -> float:
+    """How long to wait before the rate limiter is asked again.
+
+    Raises:
+        DelegateTimeout: the deadline is over; nothing was sent.
+    """
+    if left_s <= 0:
+        raise DelegateTimeout("the rate limiter admitted nothing within `timeout`", sent=False)
+    return min(left_s, LIMITER_POLL_S)
 
 
 def _unexpected(error: BaseException) -> DelegateError:
@@ -287,16 +326,20 @@ class _AsyncLine:
 
     async def perform(self, ask: Wire) -> Delta | None:
         match ask:
+            case Admit(deadline):
+                await self._admit(deadline)
+                return None
             case Send(attempt):
-                if self._terms.rate_limiter is not None:
-                    await self._terms.rate_limiter.aacquire(blocking=True)
                 if self._parent is not None:
                     self._child = await aopen_child(self._parent, self._terms.delegate, attempt)
                 attempt = replace(attempt, run_manager=self._child)
                 self._stream = self._terms.delegate.astream(attempt)
                 return None
             case Next(deadline):
-                return await self._next(deadline - self._terms.clock())
+                delta = await self._next(deadline - self._terms.clock())
+                if self._child is not None and delta is not None and delta.text:
+                    await self._child.on_llm_new_token(delta.text, chunk=token(delta))
+                return delta
             case Close():
                 await self._close(ask)
                 return None
@@ -304,26 +347,46 @@ class _AsyncLine:
                 await asyncio.sleep(seconds)
                 return None
 
+    async def _admit(self, deadline: float) -> None:
+        limiter = self._terms.rate_limiter
+        while limiter is not None and not await limiter.aacquire(blocking=False):
+            pause_s = _limiter_pause_s(deadline - self._terms.clock())
+            await asyncio.sleep(pause_s)
+
     async def _next(self, timeout_s: float) -> Delta | None:
         assert self._stream is not None, "Send comes before Next"
+        timeout = asyncio.timeout(None if timeout_s == float("inf") else timeout_s)
         try:
-            async with asyncio.timeout(None if timeout_s == float("inf") else timeout_s):
-                return await anext(self._stream, None)
+            async with timeout:
+                with bound(self._child):
+                    return await anext(self._stream, None)
         except DelegateError:
             raise
-        except TimeoutError:
-            raise _timed_out() from None
         except Exception as error:
+            if timeout.expired():
+                raise _timed_out() from None
             raise _unexpected(error) from error
 
     async def _close(self, ask: Close) -> None:
         stream, self._stream = self._stream, None
         child, self._child = self._child, None
-        if stream is not None and hasattr(stream, "aclose"):
-            await shielded(stream.aclose())
+        if stream is not None:
+            await shielded(_closed(stream))
         if child is None:
             return
         if isinstance(ask.error, DelegateError):
             await child.on_llm_error(ask.error, response=_result(self._terms, ask))
         else:
             await child.on_llm_end(_result(self._terms, ask))
+
+
+async def _closed(stream: AsyncIterator[Delta]) -> None:
+    """Close a stream; one that will not close does not hold up or break the answer."""
+    close = getattr(stream, "aclose", None)
+    if close is None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await close()
+    except Exception:
+        logger.warning("a hosted stream did not close well", exc_info=True)

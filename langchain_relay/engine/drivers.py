@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Generator
+from concurrent.futures import Future
 from typing import TypeVar
 
 from langchain_relay.engine.events import Call, Decode, Event, Feed, Hangup, Pull
@@ -77,6 +78,35 @@ async def adrive(
         flow.close()
         session.close()
         await shielded(source.aclose())
+
+
+def leased(lease: Future[LocalSession]) -> LocalSession:
+    """Wait for a sequence; if the wait is broken off, it is not lost."""
+    try:
+        return lease.result()
+    except BaseException:
+        _give_back(lease)
+        raise
+
+
+async def aleased(lease: Future[LocalSession]) -> LocalSession:
+    """Async twin of `leased`."""
+    try:
+        return await asyncio.wrap_future(lease)
+    except BaseException:
+        _give_back(lease)
+        raise
+
+
+def _give_back(lease: Future[LocalSession]) -> None:
+    """Leave the queue, or return what was leased when nobody waited any more."""
+    lease.cancel()
+
+    def close(done: Future[LocalSession]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().close()
+
+    lease.add_done_callback(close)
 
 
 async def shielded(closing: Awaitable[T]) -> T:

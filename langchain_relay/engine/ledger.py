@@ -47,6 +47,10 @@ class Amount:
         )
 
 
+CHECKED_IN_ORDER = ("calls", "tokens", "usd")
+"""Tokens before money: a token limit makes a hand-over shorter, and so cheaper."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What one account may spend; `None` is unlimited and 0 means never.
@@ -60,16 +64,16 @@ class Limit:
     calls: int | None = None
     warn_at: float | None = None
 
-    def check(self, booked: Amount, needed: Amount) -> None:
-        """Refuse if `booked + needed` passes the limit.
+    def check(self, only: str, booked: Amount, needed: Amount) -> None:
+        """Refuse if `booked + needed` passes the limit of the unit `only`.
 
         Raises:
-            BudgetExceeded: with the first unit that does not fit; calls, then money, then tokens.
+            BudgetExceeded: it does.
         """
         for (unit, limit, used), (_, _, need) in zip(
             self._units(booked), self._units(needed), strict=True
         ):
-            if need > 0 and used + need > limit:
+            if unit == only and need > 0 and used + need > limit:
                 raise BudgetExceeded(
                     unit=unit,
                     needed=need,
@@ -184,8 +188,9 @@ class MemoryLedger:
             self._expire(now)
             if known := self._open.get(key):
                 return known
-            for limit in limits:
-                limit.check(self._account(limit.account).booked, amount)
+            for unit in CHECKED_IN_ORDER:
+                for limit in limits:
+                    limit.check(unit, self._account(limit.account).booked, amount)
             accounts = tuple(dict.fromkeys(limit.account for limit in limits))
             reservation = Reservation(key, accounts, amount, expires_at)
             self._open[key] = reservation
@@ -217,6 +222,9 @@ class MemoryLedger:
         """See `Ledger.close`."""
         with self._lock:
             self._books.pop(account, None)
+            for key, lost in list(self._expired.items()):
+                if not any(other in self._books for other in lost.accounts):
+                    del self._expired[key]
 
     def _account(self, account: Account) -> _Book:
         return self._books.setdefault(account, _Book())

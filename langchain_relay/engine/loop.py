@@ -170,7 +170,7 @@ class _Relay:
 
     def _room(self) -> int:
         """Tokens that may still be written, the held ones counted as though they were shown."""
-        visible = self.bounds.max_tokens - self.text.shown_tokens - len(self.text.held)
+        visible = self.bounds.max_tokens - self.text.visible_tokens - len(self.text.held)
         return min(visible, self.context_room())
 
     def context_room(self) -> int:
@@ -224,7 +224,7 @@ class _Relay:
     def _request(self, handoff: Handoff) -> SpanRequest:
         held = self.text.held if handoff.held == "show" else []
         left = min(
-            self.bounds.max_tokens - self.text.shown_tokens - len(held),
+            self.bounds.max_tokens - self.text.visible_tokens - len(held),
             # The last held token is not in the context yet.
             self.context_room() - 1,
         )
@@ -253,7 +253,7 @@ class _Relay:
             if why := self._enough(verdict):
                 got = got if isinstance(got, SpanEnd) else (yield Hangup(why))
             if isinstance(got, SpanEnd):
-                return replace(got, local_tokens=span.tokens)
+                return replace(got, local_tokens=max(span.tokens, bool(span.text)))
 
     def _enough(self, verdict: PieceVerdict) -> EndWhy | None:
         if self.full:
@@ -271,7 +271,9 @@ class _Relay:
             declined = end.local_tokens == 0
             yield SpanClosed(ask, opened.model, opened.max_tokens, end, declined)
         verdict = self.watch.span_end(end)
-        if isinstance(verdict, Handoff) and end.local_tokens == 0:
+        if end.local_tokens:
+            self.at_end = False  # there is something new to go on from
+        elif isinstance(verdict, Handoff):
             # Nothing came: asking again at once could go on for ever, and cost each time.
             return Local(held="hide", lead=verdict.lead)
         return verdict
@@ -281,7 +283,9 @@ class _Relay:
         if self.bounds.on_refusal == "raise" and end.error is not None:
             raise end.error
         verdict = self.watch.span_end(end)
-        return verdict if self.bounds.on_refusal == "continue" else Finish("drop", why="budget")
+        if self.bounds.on_refusal == "continue":
+            return verdict
+        return replace(_final(verdict), why="budget")
 
     def _deny(self, reason: str | None) -> Generator[Event, Answer, None]:
         if reason is not None:
@@ -324,13 +328,13 @@ class _Span:
     def _within_bounds(self, text: str) -> str:
         """Cut `text` where `max_tokens` or the context ends; then the answer is full."""
         relay, transcript = self.relay, self.relay.text
-        room = min(relay.bounds.max_tokens - transcript.shown_tokens, relay.context_room() - 1)
+        room = min(relay.bounds.max_tokens - transcript.visible_tokens, relay.context_room() - 1)
 
         def added_tokens(prefix: str) -> int:
             return transcript.count(self.text + prefix) - self.tokens
 
         # A token is at least one byte, so most pieces cannot reach the bound and need no counting.
-        if len(text.encode()) <= room or added_tokens(text) <= room:
+        if len(text.encode(errors="replace")) <= room or added_tokens(text) <= room:
             return text
         relay.full = True
         return text[: fitting_chars(text, room, added_tokens)]

@@ -65,4 +65,4 @@ def input_tokens_bound(texts: Iterable[str]) -> int:
 
     A byte-level vocabulary never has more tokens than bytes; each message adds its frame.
     """
-    return sum(len(text.encode()) + TOKENS_PER_MESSAGE for text in texts)
+    return sum(len(text.encode(errors="replace")) + TOKENS_PER_MESSAGE for text in texts)

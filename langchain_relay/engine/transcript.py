@@ -29,8 +29,15 @@ class Transcript:
         """Sampled tokens that are neither shown, nor hidden, nor dropped yet."""
         self._flushed = 0  # of these, how many the session has in its context
         self._lead_shown = 0  # characters of the held text that are shown already
+        self._lead_tokens = 0  # held tokens that were counted with them
+        self._textless = 0  # shown tokens that have not completed a character yet
         self._pending: list[int | str] = []
         self._rewind = 0
+
+    @property
+    def visible_tokens(self) -> int:
+        """Tokens of the answer, those included that have only begun a character."""
+        return self.shown_tokens + self._textless
 
     @property
     def held_text(self) -> str:
@@ -83,8 +90,10 @@ class Transcript:
         """Show the ordinary text in front of a command; the rest stays held."""
         text = self.held_text[self._lead_shown : lead]
         if text:
-            tokens = _steps_within(self.held, lead) - _steps_within(self.held, self._lead_shown)
+            counted, self._lead_tokens = self._lead_tokens, _steps_within(self.held, lead)
             self._lead_shown = lead
+            tokens = self._textless + self._lead_tokens - counted
+            self._textless = 0
             yield from self.show(TextAdded(text, "local", tokens))
 
     def insert(self, insert: str, aside: str = "") -> Iterator[Event]:
@@ -101,15 +110,17 @@ class Transcript:
         if not self.held:
             return
         yield from self.show_lead(len(self.held_text) if how == "show" else lead)
+        if how == "show":
+            self._textless += len(self.held) - self._lead_tokens
         if how == "drop":
             self._take_back(self._lead_shown)
         else:
             known = self._flushed + len(self._pending)
             self._pending += [step.id for step in self.held[known:]]
         if how == "hide" and self.unshown_text:
-            tokens = len(self.held) - _steps_within(self.held, self._lead_shown)
-            yield CommandHidden(self.unshown_text, len(self.draft), max(1, tokens))
-        self.held, self._flushed, self._lead_shown = [], 0, 0
+            tokens = len(self.held) - self._lead_tokens
+            yield CommandHidden(self.unshown_text, len(self.draft), tokens)
+        self.held, self._flushed, self._lead_shown, self._lead_tokens = [], 0, 0, 0
 
     def _take_back(self, lead: int) -> None:
         """Rewind the held tokens behind `lead`; a token that `lead` cuts comes back as text."""
@@ -124,13 +135,13 @@ class Transcript:
 
 
 def _steps_within(steps: list[Step], chars: int) -> int:
-    """How many of `steps` have a character among the first `chars`."""
-    seen = within = 0
-    for step in steps:
-        if step.text and seen < chars:
-            within += 1
+    """How many of `steps` it takes to write the first `chars` characters."""
+    seen = 0
+    for number, step in enumerate(steps):
+        if seen >= chars:
+            return number
         seen += len(step.text)
-    return within
+    return len(steps)
 
 
 def _whole_steps(steps: list[Step], chars: int) -> int:

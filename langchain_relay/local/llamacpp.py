@@ -34,9 +34,10 @@ class LlamaCppModel:
     everybody. Use it from any number of threads and event loops; `close()` it, or leave that to
     garbage collection and the end of the process.
 
-    With a given seed the text does not depend on what else is decoded: greedy text exactly, drawn
-    text as far as llama.cpp's arithmetic does not depend on the size of a batch, which it may in
-    the last bits of a score.
+    With a given seed the text of a chat does not depend on what else is decoded, as long as its
+    context stays within 256 tokens. Beyond, llama.cpp's flash attention on a CPU computes a lone
+    row in another order than several rows, so scores differ a little, and where two tokens are
+    nearly as likely the other one may be chosen.
 
     Args:
         model: An alias (`"smollm2-135m"`), a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.

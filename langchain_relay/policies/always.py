@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from langchain_relay.engine.calls import OPEN_TAG
 from langchain_relay.engine.policy import AnswerContext, Handoff, Local, TurnVerdict, Watch
 from langchain_relay.engine.values import Rule, SpanEnd
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.single_handoff import hosted_to_the_end
 from langchain_relay.policies.watch import LocalWatch
 
@@ -21,6 +22,9 @@ class Always:
     max_span_tokens: int | None = None
     max_calls: int | None = None
     taught: bool = False
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def watch(self, context: AnswerContext) -> Watch:  # noqa: ARG002 - part of the protocol
         """A fresh watch over one answer."""

@@ -25,6 +25,7 @@ from langchain_relay.engine.policy import (
     Watch,
 )
 from langchain_relay.engine.values import Rule, SpanEnd, Step
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.watch import LocalWatch
 
 DEFAULT_MAX_SPAN_TOKENS = 256
@@ -45,6 +46,9 @@ class CallTokens:
     max_span_tokens: int | None = DEFAULT_MAX_SPAN_TOKENS
     max_calls: int | None = DEFAULT_MAX_CALLS
     taught: bool = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def watch(self, context: AnswerContext) -> Watch:
         """A fresh watch over one answer."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from langchain_relay.engine.policy import AnswerContext, Watch
 from langchain_relay.errors import UsageMistake
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.call_tokens import (
     DEFAULT_MAX_CALLS,
     DEFAULT_MAX_SPAN_TOKENS,
@@ -31,6 +32,7 @@ class FixedLength:
     taught: bool = True
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.span_tokens < 1:
             msg = f"FixedLength(span_tokens={self.span_tokens}): a span has at least 1 token"
             raise UsageMistake(msg)

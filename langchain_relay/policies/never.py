@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from langchain_relay.engine.calls import OPEN_TAG
 from langchain_relay.engine.policy import AnswerContext, Watch
 from langchain_relay.engine.values import Rule
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.watch import LocalWatch
 
 
@@ -20,6 +21,9 @@ class Never:
     max_span_tokens: int | None = None
     max_calls: int | None = None
     taught: bool = False
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def watch(self, context: AnswerContext) -> Watch:  # noqa: ARG002 - part of the protocol
         """A fresh watch over one answer."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from langchain_relay.engine.policy import AnswerContext, Finish, Handoff, TurnVerdict, Watch
 from langchain_relay.engine.values import SpanEnd
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.call_tokens import CommandWatch
 
 
@@ -22,6 +23,9 @@ class SingleHandoff:
     max_span_tokens: int | None = None
     max_calls: int | None = None
     taught: bool = True
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def watch(self, context: AnswerContext) -> Watch:  # noqa: ARG002 - part of the protocol
         """A fresh watch over one answer."""

@@ -28,6 +28,7 @@ from langchain_relay.engine.policy import (
 )
 from langchain_relay.engine.values import SpanEnd, Step
 from langchain_relay.errors import UsageMistake
+from langchain_relay.policies.bounds import check_bounds
 from langchain_relay.policies.watch import LocalWatch
 
 QWEN3_32B_TO_1_7B_CUES = (
@@ -73,9 +74,15 @@ class SwitchCues:
     taught: bool = False
 
     def __post_init__(self) -> None:
-        if not self.cues or not all(self.cues):
-            msg = f"SwitchCues(cues={self.cues!r}): give at least one cue and no empty one"
-            raise UsageMistake(msg)
+        check_bounds(self)
+        given: object = self.cues
+        if isinstance(given, str) or not self.cues or not all(self.cues):
+            raise UsageMistake(
+                f"SwitchCues(cues={self.cues!r}): give a tuple of at least one cue and no empty one"
+            )
+        if self.match not in ("word", "substring"):
+            raise UsageMistake(f"SwitchCues(match={self.match!r}): use 'word' or 'substring'")
+        object.__setattr__(self, "cues", tuple(self.cues))
 
     def watch(self, context: AnswerContext) -> Watch:
         """A fresh watch over one answer."""

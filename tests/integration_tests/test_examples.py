@@ -15,14 +15,18 @@ TIMEOUT_S = 300
 DECODES = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 CASES = {
     "quickstart": r"^3 hours.*\[.+\].*\nspans: \d+\ncalls: [1-4] .*\n[\s\S]*\ncost: 0\.\d+ USD",
-    "streaming_with_provenance": r"^\[.+\].*\n[\s\S]*0-\d+ +delegate stand-in .*\n +\d+-\d+ +local",
+    "streaming_with_provenance": (
+        r"^\[.+\].*\n[\s\S]*0-\d+ +delegate smollm2-135m .*\n +\d+-\d+ +local"
+    ),
     "budget_that_runs_out": (
         r"relay\.call\.finished: 0\.000100 USD for n=8\n"
         r"relay\.call\.denied: 0\.\d+ USD may be needed, 0\.001900 USD is left\n"
         r"answer: It is 3 degrees in Oslo, so take a coat\.\n"
         r"BudgetExceeded: this hand-over may need"
     ),
-    "in_a_chain": r"never: .+\n +0 calls[\s\S]*auto: .+\n[\s\S]*always: .+\n +1 calls \(1 finished",
+    "in_a_chain": (
+        r"never: .+\n +0 calls[\s\S]*auto: .+\n[\s\S]*always: .+\n +1 call \(1 finished"
+    ),
     "in_create_agent": (
         r"The capital of Mongolia is \[Ulaanbaatar\]\.\n"
         r"[\s\S]*assistant: The capital of Mongolia is <call>4</call>Ulaanbaatar\.\n"

@@ -167,14 +167,31 @@ def test_the_kv_is_kept_over_a_hand_over(local: LlamaCppModel, openai_server: Op
         assert b - a == len(ask.append)
 
 
-def test_alone_and_beside_three_others(local: LlamaCppModel, openai_server: OpenAIServer) -> None:
-    openai_server.script(Reply("391", usage=(57, 1), delay_s=0.05))
-    model = relay(local, delegate_to(openai_server, mode="prefill"))
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.8, "seed": 3}])
+def test_alone_and_beside_three_others(
+    local: LlamaCppModel, openai_server: OpenAIServer, sampling: dict[str, Any]
+) -> None:
+    """The same text, for contexts of up to 256 tokens.
+
+    Beyond, llama.cpp's flash attention splits the KV cache between threads for a lone row and not
+    for several, so that scores differ in their last bits and a near tie may fall the other way.
+    """
+    script = "One two three four five six seven. Thus we see"
+    openai_server.script(Reply(script, usage=(57, 9), delay_s=0.02))
+    model = relay(
+        local,
+        delegate_to(openai_server, mode="prefill"),
+        policy=SwitchCues(cues=("Thus",)),
+        max_calls=2,
+        **sampling,
+    )
     questions = [QUESTION, "What is 48*12?", "Tell me about the sea.", "Where is Ulan Bator?"]
     alone = [model.invoke(question).text for question in questions]
     with ThreadPoolExecutor(4) as pool:
         together = [answer.text for answer in pool.map(model.invoke, questions)]
     assert together == alone
+    assert all("Thus" in text for text in alone)
+    assert len(set(alone)) == 4
 
 
 def test_two_threads_at_once(local: LlamaCppModel) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import HumanMessage
 
-from langchain_relay import Budget, RelayChatModel, errors
+from langchain_relay import Budget, RelayChatModel, errors, policies
 from langchain_relay.testing import ScriptedDelegate, ScriptedLocal
 
 
@@ -124,3 +124,41 @@ def test_every_engine_error_has_a_public_twin() -> None:
         assert issubclass(public, own)
         if own is not engine.RelayError:
             assert errors._PUBLIC[own] is public
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"policy": "CallTokens"}, "CallTokens()"),
+        ({"policy": policies.CallTokens}, "CallTokens()"),
+        ({"model": 3}, "alias"),
+        ({"budget": 0.02}, "Budget"),
+        ({"budget": "0.02"}, "Budget"),
+        ({"prices": [1]}, "prices"),
+        ({"top_p": 7}, "top_p=7"),
+        ({"min_p": 9}, "min_p=9"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(errors.UsageMistake) as mistake:
+        relay(**fields)
+    assert said in str(mistake.value)
+
+
+def test_a_field_of_the_wrong_kind_per_call_is_named() -> None:
+    with pytest.raises(errors.UsageMistake, match="temperature='hot'"):
+        relay().invoke("?", temperature="hot")
+
+
+@pytest.mark.parametrize("name", policies.__all__)
+@pytest.mark.parametrize("bound", [{"max_span_tokens": 0}, {"max_calls": -1}])
+def test_a_policy_refuses_bounds_nobody_can_keep(name: str, bound: dict[str, int]) -> None:
+    with pytest.raises(errors.UsageMistake, match=next(iter(bound))):
+        getattr(policies, name)(**bound)
+
+
+@pytest.mark.parametrize("wrong", [{"cues": "Thus"}, {"match": "words"}])
+def test_switch_cues_says_what_it_takes(wrong: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageMistake, match="SwitchCues"):
+        policies.SwitchCues(**wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -451,3 +452,79 @@ def test_a_stream_adds_up_to_the_invoked_message() -> None:
     assert {k: v for k, v in streamed.response_metadata.items() if k != "relay"} == {
         k: v for k, v in invoked.response_metadata.items() if k != "relay"
     }
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+def test_tokens_that_only_begin_a_character_are_counted_with_it() -> None:
+    message = relay("", "", "😀", "", "", "b").invoke("?")
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == 6
+    assert [s.tokens for s in relay_report(message).spans] == [6]
+    assert relay("", "", "😀", "b", max_tokens=3).invoke("?").text == "😀"
+
+
+def test_a_command_inside_its_token_is_counted_once() -> None:
+    message = relay("It is <call>8</call>", "so.").invoke("?")
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == 2
+
+
+def test_a_token_limit_shortens_before_money_refuses() -> None:
+    hosted = ScriptedDelegate("one two three four five six", usage=(5, 5))
+    model = relay(
+        "It is ",
+        "<call>200</call>",
+        "so.",
+        delegate=hosted,
+        budget=[Budget(usd="0.0002"), Budget(tokens=5)],
+        prices={"scripted": (1, 2)},
+    )
+    model.invoke("?")
+    assert hosted.attempts[0].max_tokens == 5
+
+
+def test_a_budget_that_ends_the_answer_keeps_what_the_local_model_wrote() -> None:
+    from langchain_relay.policies import SwitchCues
+
+    pieces = (" it is", " so.", " Bye")
+    fields: dict[str, Any] = {
+        "policy": SwitchCues(cues=("Thus",), match="substring"),
+        "delegate": ScriptedDelegate("one two three four five six Thus"),
+        "budget": Budget(calls=1),
+    }
+    goes_on = relay(*pieces, **fields).invoke("?").text
+    ends = relay(*pieces, on_budget="stop", **fields).invoke("?")
+    assert goes_on == "one two three four five six Thus it is so. Bye"
+    assert ends.text == "one two three four five six Thus it is so."
+    assert ends.response_metadata["finish_reason"] == "budget"
+
+
+def test_a_price_of_the_model_a_host_reports_is_used_where_its_name_has_none() -> None:
+    class Renamed(ScriptedDelegate):
+        def stream(self, attempt: Any) -> Any:
+            for delta in super().stream(attempt):
+                yield replace(delta, model="real") if delta.model else delta
+
+    hosted = Renamed("blue ", usage=(12, 3))
+    message = relay(delegate=hosted, prices={"real": (1, 2)}).invoke("?")
+    assert relay_report(message).cost_nanousd == 18_000
+
+
+def test_a_stop_string_need_not_be_in_a_list_per_call() -> None:
+    assert relay("Hello ", "world").invoke("?", stop="world").text == "Hello "  # type: ignore[arg-type]  # a common slip
+
+
+def test_totals_passed_inside_a_block_count_in_both() -> None:
+    model = relay()
+    with get_relay_callback() as outer, get_relay_callback() as inner:
+        model.invoke("?", {"callbacks": [outer]})
+    assert (outer.calls, inner.calls) == (1, 1)
+
+
+def test_the_cache_tells_settings_apart() -> None:
+    cache, local = InMemoryCache(), ScriptedLocal(*PIECES)
+    goes_on = relay(local=local, cache=cache, end_on_delegate_stop=False)
+    ends = relay(local=local, cache=cache, end_on_delegate_stop=True)
+    assert (goes_on.invoke("?").text, ends.invoke("?").text) == ("It is blue so.", "It is blue ")
