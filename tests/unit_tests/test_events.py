@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from langchain.agents import create_agent
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.schemas import Run
@@ -155,6 +156,38 @@ def test_each_attempt_is_a_child_run_with_its_own_usage(path: str) -> None:
     assert finished.outputs is not None
     usage = finished.outputs["generations"][0][0]["message"]["kwargs"]["usage_metadata"]
     assert (usage["input_tokens"], usage["output_tokens"]) == (12, 3)
+
+
+class Tokens(BaseCallbackHandler):
+    """Tokens of hosted runs, and how many came after their run had ended."""
+
+    def __init__(self) -> None:
+        self.hosted: set[UUID] = set()
+        self.tokens: list[str] = []
+
+    def on_chat_model_start(self, *args: Any, run_id: UUID, tags: Any = None, **kw: Any) -> None:
+        if "relay:delegate" in (tags or []):
+            self.hosted.add(run_id)
+
+    def on_llm_new_token(self, token: str, *, run_id: UUID, **kw: Any) -> None:
+        if run_id in self.hosted:
+            self.tokens.append(token)
+
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kw: Any) -> None:
+        if run_id in self.hosted:
+            self.tokens.append("<end>")
+
+
+@pytest.mark.parametrize("path", ["stream", "astream"])
+async def test_hosted_tokens_are_told_once_each_and_none_after_the_end(path: str) -> None:
+    handler = Tokens()
+    model = relay(delegate=ScriptedDelegate("one two END three four"), stop=["END"])
+    config: Any = {"callbacks": [handler]}
+    if path == "stream":
+        list(model.stream("?", config))
+    else:
+        [chunk async for chunk in model.astream("?", config)]
+    assert handler.tokens == ["one", " two", " END", "<end>"]
 
 
 def test_a_cut_of_ours_ends_its_run_well() -> None:

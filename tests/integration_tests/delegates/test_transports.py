@@ -20,7 +20,6 @@ from tests.integration_tests.delegates.transports import (
     text,
     through_a_sync_client,
     through_an_async_client,
-    through_langchain,
 )
 from tests.servers.openai_server import OpenAIServer, Reply
 
@@ -297,25 +296,3 @@ def test_the_wrapped_model_itself_keeps_its_retries(openai_server: OpenAIServer,
     model = chat_openai(openai_server, max_retries=2)
     ChatModelDelegate(model)
     assert (model.max_retries, model.root_client.max_retries) == (2, 2)
-
-
-@both_colours
-def test_new_tokens_are_reported_to_the_child_run_once_each(
-    openai_server: OpenAIServer, colour: Colour
-):
-    class Sync:
-        def __init__(self) -> None:
-            self.tokens: list[str] = []
-
-        def on_llm_new_token(self, token: str, *, chunk: Any) -> None:
-            self.tokens.append(token)
-
-    class Async(Sync):
-        async def on_llm_new_token(self, token: str, *, chunk: Any) -> None:  # type: ignore[override]
-            self.tokens.append(token)
-
-    for make in (through_langchain, through_a_sync_client):
-        openai_server.script("one two")
-        run = Sync() if colour == "sync" else Async()
-        stream(make(openai_server), attempt(run_manager=run), colour)
-        assert "".join(run.tokens) == "one two"
