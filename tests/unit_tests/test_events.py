@@ -169,7 +169,7 @@ class Tokens(BaseCallbackHandler):
         if "relay:delegate" in (tags or []):
             self.hosted.add(run_id)
 
-    def on_llm_new_token(self, token: str, *, run_id: UUID, **kw: Any) -> None:
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **kw: Any) -> None:
         if run_id in self.hosted:
             self.tokens.append(token)
 
