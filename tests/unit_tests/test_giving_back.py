@@ -133,6 +133,21 @@ async def test_a_local_delegate_that_is_cancelled_gives_its_sequence_back() -> N
     assert expert.open_sessions == 0
 
 
+@pytest.mark.parametrize("path", ["invoke", "ainvoke"])
+async def test_a_second_local_model_writes_spans_at_no_cost(path: str) -> None:
+    expert = ScriptedLocal("blue ", "and ", "deep ")
+    model = RelayChatModel(
+        model=ScriptedLocal("It is ", "<call>2</call>", "so."),
+        delegate=LocalDelegate(expert),
+        budget=Budget(usd=0),
+    )
+    message = await model.ainvoke("?") if path == "ainvoke" else model.invoke("?")
+    assert message.text == "It is blue and so."
+    assert relay_report(message).cost_nanousd == 0
+    assert [turn.content for turn in expert.prompts[0]] == ["?", "It is"]
+    assert expert.open_sessions == 0
+
+
 def test_text_no_encoding_can_carry_is_answered_locally() -> None:
     local = ScriptedLocal(*PIECES)
     assert relay(local, ScriptedDelegate("blue ")).invoke("a lone \ud83d half").text.endswith("so.")
