@@ -11,11 +11,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import fields as dataclass_fields
 from decimal import Decimal
 from difflib import get_close_matches
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
@@ -40,6 +38,7 @@ from pydantic import PrivateAttr, SkipValidation, model_validator
 from langchain_relay import runs
 from langchain_relay.answer import Answer, achunks, chunks
 from langchain_relay.budget import Budget
+from langchain_relay.checks import SAMPLING, check_fields, check_per_call, require, stop_strings
 from langchain_relay.delegates.handover import Terms
 from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.resolve import resolve_delegate
@@ -47,7 +46,7 @@ from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
-from langchain_relay.errors import PriceUnknown, UnknownDelegate, UsageMistake, translated
+from langchain_relay.errors import PriceUnknown, UsageMistake, translated
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.policies import Always, CallTokens, Never
 from langchain_relay.prices import Price, PriceBook, UserPrice
@@ -58,8 +57,6 @@ Delegation = Literal["auto", "never", "always"]
 DEFAULT_LEDGER = MemoryLedger()
 """Where spending is kept unless `ledger` says otherwise: in this process."""
 
-_SAMPLING = tuple(field.name for field in dataclass_fields(Sampling))
-_PER_CALL = {*_SAMPLING, "max_tokens", "delegation", "model", "delegate_model"}
 _NO_BOUND = 2**62
 
 
@@ -205,7 +202,7 @@ class RelayChatModel(BaseChatModel):
     def _name_unknown_fields(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
             with translated():
-                _require(values, "model", "delegate")
+                require(values, "model", "delegate")
             # Standard chat-model arguments that mean nothing here are let through.
             for name in set(values) - set(cls.model_fields) - {"api_key", "base_url"}:
                 near = get_close_matches(name, cls.model_fields, n=1)
@@ -218,7 +215,7 @@ class RelayChatModel(BaseChatModel):
     @model_validator(mode="after")
     def _prepare_relay(self) -> Self:
         with translated():
-            _check_fields(self)
+            check_fields(self)
             self._local = self._local_model(self.model)
             self._hosted = resolve_delegate(self.delegate)
             self._book = PriceBook(self.prices)
@@ -288,7 +285,7 @@ class RelayChatModel(BaseChatModel):
         kwargs: dict[str, Any],
     ) -> Answer:
         """Decide everything that can be decided before the first token."""
-        _check_per_call(kwargs)
+        check_per_call(kwargs)
         run = runs.current(run_manager)
         answer_id = str(run.run_id if run else uuid4())
         delegation: Delegation = kwargs.get("delegation") or "auto"
@@ -310,7 +307,7 @@ class RelayChatModel(BaseChatModel):
         )
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
-        return Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in _SAMPLING})
+        return Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in SAMPLING})
 
     def _local_for(self, model: str | Path | LocalModel | None) -> LocalModel:
         """The local model of one call; one that was named before is still loaded."""
@@ -338,7 +335,7 @@ class RelayChatModel(BaseChatModel):
             context_left=_NO_BOUND,
             max_calls=0 if delegation == "never" else own_calls,
             max_span_tokens=own_span,
-            stop=_stop_strings(self.stop if stop is None else stop),
+            stop=stop_strings(self.stop if stop is None else stop),
             on_refusal=self.on_budget,
             on_failure=self.on_delegate_error,
         )
@@ -515,7 +512,7 @@ class RelayChatModel(BaseChatModel):
         """What tells one relay from another, for traces and for the LLM cache."""
         own = (
             *("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", "timeout"),
-            *("max_retries", "end_on_delegate_stop", "on_delegate_error", *_SAMPLING),
+            *("max_retries", "end_on_delegate_stop", "on_delegate_error", *SAMPLING),
         )
         return {
             "model": dict(self._local.fingerprint),
@@ -543,85 +540,6 @@ class RelayChatModel(BaseChatModel):
         """Tokens of the messages' text in the local vocabulary, without the template's frame."""
         with translated():
             return sum(self._local.count(turn.content) for turn in turns(messages))
-
-
-# --- checks -------------------------------------------------------------------------------------
-
-
-def _require(values: Mapping[str, Any], *names: str) -> None:
-    hints = {
-        "model": 'the local model, such as "smollm2-135m" or a path to a .gguf',
-        "delegate": 'the hosted model, such as ChatOpenAI(...) or "openai:gpt-5-mini"',
-    }
-    for name in names:
-        if values.get(name) is None:
-            error = UnknownDelegate if name == "delegate" else UsageMistake
-            raise error(f"RelayChatModel needs {name}=: {hints[name]}")
-
-
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "max_tokens": (1, inf),
-    "max_span_tokens": (1, inf),
-    "max_calls": (0, inf),
-    "max_retries": (0, inf),
-    "max_concurrency": (1, inf),
-    "n_ctx": (1, inf),
-    "n_threads": (1, inf),
-    "n_gpu_layers": (-1, inf),
-    "temperature": (0, inf),
-    "top_k": (0, inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repeat_penalty": (0, inf),
-}
-
-
-def _check_fields(model: RelayChatModel) -> None:
-    _check_ranges({name: getattr(model, name) for name in _RANGES})
-    if model.timeout is not None and model.timeout <= 0:
-        raise UsageMistake(f"timeout={model.timeout}: seconds above 0, or None for no deadline")
-    if isinstance(model.policy, type) or not isinstance(model.policy, Policy):
-        raise UsageMistake(f"policy={model.policy!r}: pass a policy, such as CallTokens()")
-    if not isinstance(model.model, str | Path) and not callable(getattr(model.model, "open", None)):
-        raise UsageMistake(
-            f"model={model.model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel"
-        )
-    if model.prices is not None and not isinstance(model.prices, Mapping):
-        raise UsageMistake(
-            f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
-        )
-    budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget
-    if any(not isinstance(budget, Budget | None) for budget in budgets):
-        raise UsageMistake(f"budget={model.budget!r}: pass Budget(usd=...), or several in a list")
-
-
-def _check_ranges(values: Mapping[str, Any]) -> None:
-    for name, (least, most) in _RANGES.items():
-        value = values.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageMistake(f"{name}={value!r}: a number is needed")
-        if not least <= value <= most:
-            bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
-            raise UsageMistake(f"{name}={value}: must be {bounds}")
-
-
-def _stop_strings(stop: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
-
-
-def _check_per_call(kwargs: Mapping[str, Any]) -> None:
-    """A setting nobody reads would look as if it worked."""
-    unknown = [name for name in kwargs if name not in _PER_CALL and not name.startswith("ls_")]
-    if unknown:
-        raise UsageMistake(
-            f"RelayChatModel does not take {', '.join(map(repr, sorted(unknown)))} per call; it "
-            f"takes {', '.join(sorted(_PER_CALL))} and stop"
-        )
-    if kwargs.get("delegation") not in (None, "auto", "never", "always"):
-        raise UsageMistake(f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'")
-    _check_ranges(kwargs)
 
 
 def _close(written: Iterator[AIMessageChunk]) -> None:

@@ -28,7 +28,7 @@ LAYERS = {
     2: ["engine.loop", "budget", "ledgers", "local", "policies", "prices", "schema", "testing"],
     3: ["engine.drivers"],
     4: ["answer", "delegates", "messages", "report", "runs", "teaching"],
-    5: ["callbacks", "chat_models", "middleware", "tools"],
+    5: ["callbacks", "chat_models", "checks", "middleware", "tools"],
     6: ["__main__", "calibration", "cli", "evals", "routers", "training"],
     7: [""],  # __init__.py names them all
 }

@@ -1,0 +1,109 @@
+"""What `RelayChatModel` refuses, and how it says so. Nothing here loads or decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_relay.budget import Budget
+from langchain_relay.engine.policy import Policy
+from langchain_relay.engine.values import Sampling
+from langchain_relay.errors import UnknownDelegate, UsageMistake
+
+if TYPE_CHECKING:
+    from langchain_relay.chat_models import RelayChatModel
+
+SAMPLING = tuple(field.name for field in fields(Sampling))
+PER_CALL = frozenset({*SAMPLING, "max_tokens", "delegation", "model", "delegate_model"})
+"""What may be given anew for one call, beside `stop`."""
+
+
+def require(values: Mapping[str, Any], *names: str) -> None:
+    """Refuse a construction without the fields it cannot do without.
+
+    Raises:
+        UnknownDelegate: there is no delegate.
+        UsageMistake: another field is missing.
+    """
+    hints = {
+        "model": 'the local model, such as "smollm2-135m" or a path to a .gguf',
+        "delegate": 'the hosted model, such as ChatOpenAI(...) or "openai:gpt-5-mini"',
+    }
+    for name in names:
+        if values.get(name) is None:
+            error = UnknownDelegate if name == "delegate" else UsageMistake
+            raise error(f"RelayChatModel needs {name}=: {hints[name]}")
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "max_tokens": (1, inf),
+    "max_span_tokens": (1, inf),
+    "max_calls": (0, inf),
+    "max_retries": (0, inf),
+    "max_concurrency": (1, inf),
+    "n_ctx": (1, inf),
+    "n_threads": (1, inf),
+    "n_gpu_layers": (-1, inf),
+    "temperature": (0, inf),
+    "top_k": (0, inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0, inf),
+}
+
+
+def check_fields(model: RelayChatModel) -> None:
+    """Refuse fields of the wrong kind or out of range, before anything is loaded.
+
+    Raises:
+        UsageMistake: says which, what it is and what it may be.
+    """
+    _check_ranges({name: getattr(model, name) for name in _RANGES})
+    if model.timeout is not None and model.timeout <= 0:
+        raise UsageMistake(f"timeout={model.timeout}: seconds above 0, or None for no deadline")
+    if isinstance(model.policy, type) or not isinstance(model.policy, Policy):
+        raise UsageMistake(f"policy={model.policy!r}: pass a policy, such as CallTokens()")
+    if not isinstance(model.model, str | Path) and not callable(getattr(model.model, "open", None)):
+        raise UsageMistake(
+            f"model={model.model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel"
+        )
+    if model.prices is not None and not isinstance(model.prices, Mapping):
+        raise UsageMistake(
+            f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
+        )
+    budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget
+    if any(not isinstance(budget, Budget | None) for budget in budgets):
+        raise UsageMistake(f"budget={model.budget!r}: pass Budget(usd=...), or several in a list")
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name, (least, most) in _RANGES.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageMistake(f"{name}={value!r}: a number is needed")
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
+            raise UsageMistake(f"{name}={value}: must be {bounds}")
+
+
+def stop_strings(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Stop strings as the engine takes them; one string is one, not its letters."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def check_per_call(kwargs: Mapping[str, Any]) -> None:
+    """A setting nobody reads would look as if it worked."""
+    unknown = [name for name in kwargs if name not in PER_CALL and not name.startswith("ls_")]
+    if unknown:
+        raise UsageMistake(
+            f"RelayChatModel does not take {', '.join(map(repr, sorted(unknown)))} per call; it "
+            f"takes {', '.join(sorted(PER_CALL))} and stop"
+        )
+    if kwargs.get("delegation") not in (None, "auto", "never", "always"):
+        raise UsageMistake(f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'")
+    _check_ranges(kwargs)
