@@ -450,7 +450,8 @@ def test_a_process_ends_quietly_whatever_is_under_way(rest):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_session_in_a_forked_child_fails_and_does_not_hang():
     run_process("""
-import os
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
 child = os.fork()
 if child == 0:
     code = 1
