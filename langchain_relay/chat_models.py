@@ -218,6 +218,7 @@ class RelayChatModel(BaseChatModel):
             check_fields(self)
             self._local = self._local_model(self.model)
             self._hosted = resolve_delegate(self.delegate)
+            self._check_roles(self._local)
             self._book = PriceBook(self.prices)
             self._check_budget(self._hosted.model)
         return self
@@ -252,6 +253,18 @@ class RelayChatModel(BaseChatModel):
             return UserPrice(Decimal(0), Decimal(0), source="local")
         base_url = self._hosted.fingerprint.get("base_url")
         return self._book.find(model, base_url=base_url)
+
+    def _check_roles(self, local: LocalModel) -> None:
+        """One model in both roles would wait for a sequence that it holds itself.
+
+        Raises:
+            UsageMistake: the delegate decodes on `local`.
+        """
+        if isinstance(self._hosted, LocalDelegate) and self._hosted.plays(local):
+            raise UsageMistake(
+                "model and delegate are the same LlamaCppModel, whose answers would wait for "
+                "sequences they hold themselves: give LocalDelegate a model object of its own"
+            )
 
     def _check_budget(self, model: str) -> None:
         """A budget that cannot hold is refused before anything is written.
@@ -294,6 +307,7 @@ class RelayChatModel(BaseChatModel):
         if hosted_model is not None:
             self._check_budget(hosted_model)
         local = self._local_for(kwargs.get("model"))
+        self._check_roles(local)
         return Answer(
             local=local,
             turns=tuple(self._local_view(messages, policy)),
@@ -347,6 +361,7 @@ class RelayChatModel(BaseChatModel):
         hosted_model: str | None,
         answer_id: str,
     ) -> Terms:
+        limiters = (self.delegate_rate_limiter, getattr(self._hosted, "rate_limiter", None))
         return Terms(
             delegate=self._hosted,
             messages=tuple(messages),
@@ -358,7 +373,7 @@ class RelayChatModel(BaseChatModel):
             timeout_s=self.timeout,
             max_retries=self.max_retries,
             count=local.count,
-            rate_limiter=self.delegate_rate_limiter,
+            rate_limiters=tuple(limiter for limiter in limiters if limiter is not None),
         )
 
     def _ends_on_stop(self) -> bool:

@@ -52,7 +52,11 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "top_p": (0, 1),
     "min_p": (0, 1),
     "repeat_penalty": (0, inf),
+    "seed": (-inf, inf),
 }
+
+
+_FRACTIONAL = frozenset({"temperature", "top_p", "min_p", "repeat_penalty"})
 
 
 def check_fields(model: RelayChatModel) -> None:
@@ -86,6 +90,8 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UsageMistake(f"{name}={value!r}: a number is needed")
+        if name not in _FRACTIONAL and not isinstance(value, int):
+            raise UsageMistake(f"{name}={value!r}: a whole number is needed")
         if not least <= value <= most:
             bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
             raise UsageMistake(f"{name}={value}: must be {bounds}")

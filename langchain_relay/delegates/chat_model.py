@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.continuation import continue_messages
@@ -105,6 +106,11 @@ class ChatModelDelegate:
         return self._mode
 
     @property
+    def rate_limiter(self) -> BaseRateLimiter | None:
+        """The wrapped model's own limiter; whoever sends an attempt waits for it."""
+        return self._chat.rate_limiter
+
+    @property
     def worst_attempts(self) -> int | None:
         """See `Delegate.worst_attempts`."""
         return self._worst
@@ -189,8 +195,6 @@ class ChatModelDelegate:
     def _generations(self, attempt: Attempt) -> Generator[ChatGeneration, None, None]:
         chat, kwargs = self._request(self._chat, attempt)
         messages = self._messages(attempt)
-        if chat.rate_limiter is not None:
-            chat.rate_limiter.acquire(blocking=True)
         if not _streams(chat, ("_stream",)):
             yield _only(chat._generate(messages, run_manager=attempt.run_manager, **kwargs))  # noqa: SLF001 - see the module
             return
@@ -203,8 +207,6 @@ class ChatModelDelegate:
         own = self._per_loop.get(lambda: _on_this_loop(self._chat, self._families))
         chat, kwargs = self._request(own, attempt)
         messages = self._messages(attempt)
-        if chat.rate_limiter is not None:
-            await chat.rate_limiter.aacquire(blocking=True)
         if not _streams(chat, ("_astream", "_stream")):
             run = attempt.run_manager
             result = await chat._agenerate(messages, run_manager=run, **kwargs)  # noqa: SLF001 - see the module

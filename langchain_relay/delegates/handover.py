@@ -59,6 +59,9 @@ WITHHELD = frozenset(
 """Finish reasons of OpenAI, Anthropic and Gemini that mean: not complete, and asking again will not
 help."""
 
+BROKEN_OFF = frozenset({"failed", "cancelled", "canceled", "incomplete", "error"})
+"""Finish words (OpenAI Responses, OpenRouter) that mean: the provider did not get to the end."""
+
 logger = logging.getLogger(__name__)
 
 _BACKOFF = wait_exponential(multiplier=0.25, max=8.0) + wait_random(0, 0.25)
@@ -130,7 +133,7 @@ class Terms:
         max_retries: Further attempts after the first.
         count: Counts local tokens, for what is left of n after a cut stream.
         warned: Limits already warned of, by account and unit; shared by the hand-overs.
-        rate_limiter: Waits before each attempt, if given.
+        rate_limiters: Each is waited for before an attempt is sent, under the deadline.
         clock: Seconds for deadlines; never goes back.
         now: Wall-clock seconds, for the ledger.
     """
@@ -146,7 +149,7 @@ class Terms:
     count: Counter
     reported_price: Callable[[str], Price | None] = lambda _: None
     warned: set[tuple[Account, str]] = field(default_factory=set)
-    rate_limiter: BaseRateLimiter | None = None
+    rate_limiters: tuple[BaseRateLimiter, ...] = ()
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
 
@@ -277,6 +280,10 @@ class _HandOver:
                 return "cut"
         if received.last.finish is None:
             raise DelegateTruncated("the stream ended without a finish reason", retryable=True)
+        if received.last.finish.lower() in BROKEN_OFF:
+            raise DelegateTruncated(
+                f"the provider broke off: {received.last.finish!r}", retryable=True
+            )
         if received.last.finish.lower() in WITHHELD:
             raise DelegateError(
                 f"the provider withheld the rest: finish reason {received.last.finish!r}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,15 @@ class LocalDelegate:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """Tells this model from any other."""
-        return {"delegate": "local", **self._local.fingerprint}
+        return {
+            "delegate": "local",
+            "sampling": asdict(self._sampling),
+            **self._local.fingerprint,
+        }
+
+    def plays(self, model: LocalModel) -> bool:
+        """Whether this delegate decodes on `model` itself."""
+        return self._local is model
 
     def input_bound(self, attempt: Attempt) -> int:
         """See `Delegate.input_bound`."""

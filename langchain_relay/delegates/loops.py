@@ -22,6 +22,9 @@ class PerLoop(Generic[T]):
 
     def get(self, make: Callable[[], T]) -> T:
         """The running loop's value."""
+        # A pool that keeps a connection keeps its loop alive, so a closed loop is dropped by hand.
+        for closed in [known for known in self._made if known.is_closed()]:
+            del self._made[closed]
         loop = asyncio.get_running_loop()
         if loop not in self._made:
             self._made[loop] = make()

@@ -33,7 +33,7 @@ from langchain_relay.delegates.handover import (
 )
 from langchain_relay.delegates.tracing import aopen_child, open_child, result, token
 from langchain_relay.engine.drivers import shielded
-from langchain_relay.engine.errors import DelegateError, DelegateTimeout
+from langchain_relay.engine.errors import DelegateError, DelegateTimeout, RelayError
 from langchain_relay.engine.values import (
     Attempt,
     Delegate,
@@ -207,9 +207,9 @@ class _Line:
                 return None
 
     def _admit(self, deadline: float) -> None:
-        limiter = self._terms.rate_limiter
-        while limiter is not None and not limiter.acquire(blocking=False):
-            time.sleep(_limiter_pause_s(deadline - self._terms.clock()))
+        for limiter in self._terms.rate_limiters:
+            while not limiter.acquire(blocking=False):
+                time.sleep(_limiter_pause_s(deadline - self._terms.clock()))
 
     def _close(self, ask: Close) -> None:
         pump, self._pump = self._pump, None
@@ -309,7 +309,10 @@ def _limiter_pause_s(left_s: float) -> float:
 
 
 def _unexpected(error: BaseException) -> DelegateError:
-    return DelegateError(f"the delegate raised {type(error).__name__}: {error}", retryable=False)
+    # A mistake of ours, such as a client of the wrong color, is found before anything is sent.
+    sent = not isinstance(error, RelayError)
+    message = f"the delegate raised {type(error).__name__}: {error}"
+    return DelegateError(message, retryable=False, sent=sent)
 
 
 # --- the async line -----------------------------------------------------------------------------
@@ -348,10 +351,10 @@ class _AsyncLine:
                 return None
 
     async def _admit(self, deadline: float) -> None:
-        limiter = self._terms.rate_limiter
-        while limiter is not None and not await limiter.aacquire(blocking=False):
-            pause_s = _limiter_pause_s(deadline - self._terms.clock())
-            await asyncio.sleep(pause_s)
+        for limiter in self._terms.rate_limiters:
+            while not await limiter.aacquire(blocking=False):
+                pause_s = _limiter_pause_s(deadline - self._terms.clock())
+                await asyncio.sleep(pause_s)
 
     async def _next(self, timeout_s: float) -> Delta | None:
         assert self._stream is not None, "Send comes before Next"

@@ -119,7 +119,7 @@ class LlamaContext:
             if hasattr(self, "vocab"):
                 self.vocab.free()
             llama_cpp.llama_model_free(self._model)
-            _log.disown_this_thread()
+        _log.disown_this_thread()
         self._batch = self._ctx = self._model = None
 
     def last_words(self) -> str:
@@ -195,6 +195,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._lines: dict[int, deque[tuple[int, str]]] = {}
+        self._installing = threading.Lock()
         self._installed: Any = None
         self._previous: Any = llama_cpp.llama_log_callback()  # falsy while it is NULL
         self._previous_data = ctypes.c_void_p()
@@ -202,10 +203,13 @@ class _Log:
     def own_this_thread(self) -> None:
         """From now on, what is said on this thread is kept and not printed."""
         self._lines[threading.get_ident()] = deque(maxlen=40)
-        if self._installed is None:
-            llama_cpp.llama_log_get(ctypes.byref(self._previous), ctypes.byref(self._previous_data))
-            self._installed = llama_cpp.llama_log_callback(self._take)
-            llama_cpp.llama_log_set(self._installed, ctypes.c_void_p(0))
+        # Two engines load at once: the second must not take our own callback for the previous one.
+        with self._installing:
+            if self._installed is None:
+                previous = ctypes.byref(self._previous), ctypes.byref(self._previous_data)
+                llama_cpp.llama_log_get(*previous)
+                self._installed = llama_cpp.llama_log_callback(self._take)
+                llama_cpp.llama_log_set(self._installed, ctypes.c_void_p(0))
 
     def disown_this_thread(self) -> None:
         """Thread numbers are used again: what the next one says is not ours."""
@@ -223,12 +227,12 @@ class _Log:
             if grave:
                 yield text
 
-    def _take(self, level: int, text: bytes, data: Any) -> None:
+    def _take(self, level: int, text: bytes, _data: Any) -> None:
         lines = self._lines.get(threading.get_ident())
         if lines is not None:
             lines.append((level, text.decode(errors="replace")))
         elif self._previous:
-            self._previous(level, text, data)
+            self._previous(level, text, self._previous_data)
 
 
 _log = _Log()

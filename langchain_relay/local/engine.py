@@ -249,8 +249,8 @@ class Engine:
         try:
             prompt = self._context.prompt(opening.turns, open_assistant=opening.open_assistant)
             self._check_prompt(prompt)
-        except RelayError as error:
-            _fail(opening.future, error)
+        except Exception as error:  # noqa: BLE001 - one chat's fault must not end the others
+            _fail(opening.future, _ours(error))
         else:
             self._waiting.append((opening, prompt))
 
@@ -272,8 +272,12 @@ class Engine:
             opening, prompt = self._waiting.popleft()
             if not opening.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
-            sequence = Sequence(heappop(self._free), prompt, self._context.vocab)
-            lease = Lease(sequence, self._context.sampler(opening.chosen))
+            try:
+                sampler = self._context.sampler(opening.chosen)
+            except Exception as error:  # noqa: BLE001 - as in `_queue`
+                opening.future.set_exception(_ours(error))
+                continue
+            lease = Lease(Sequence(heappop(self._free), prompt, self._context.vocab), sampler)
             self._leases.add(lease)
             opening.future.set_result(opening.granted(lease, self._context))
 
@@ -291,8 +295,8 @@ class Engine:
     def _take_feed(self, fed: Fed) -> None:
         try:
             fed.lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
-        except RelayError as error:
-            fed.lease.error = error
+        except Exception as error:  # noqa: BLE001 - as in `_queue`
+            fed.lease.error = _ours(error)
 
     def _take_ask(self, message: Ask) -> None:
         lease, ask = message.lease, message.ask
@@ -300,8 +304,8 @@ class Engine:
             self._check_ask(lease, ask.rule)
             lease.sequence.change(ask.append, ask.rewind, more_text=False)
             self._check_room(lease.sequence)
-        except RelayError as error:
-            _fail(message.future, error)
+        except Exception as error:  # noqa: BLE001 - as in `_queue`
+            _fail(message.future, _ours(error))
             return
         self._tidy(lease.sequence)
         lease.rule, lease.future = ask.rule, message.future
@@ -398,8 +402,8 @@ class Engine:
                 continue
             try:
                 step = self._sample(lease, row)
-            except RelayError as error:
-                self._fail_ask(lease, error)
+            except Exception as error:  # noqa: BLE001 - as in `_queue`
+                self._fail_ask(lease, _ours(error))
             else:
                 self._resolve(lease, step)
 
@@ -445,6 +449,13 @@ def _refuse(message: Message, error: RelayError) -> None:
             _fail(message.future, error)
         case Fed() | Closed() | Stop():
             pass
+
+
+def _ours(error: Exception) -> RelayError:
+    """`error`, or an error of ours that tells of it."""
+    if isinstance(error, RelayError):
+        return error
+    return LocalModelError(f"the local engine failed: {type(error).__name__}: {error}")
 
 
 def _fail(future: Future[Any], error: RelayError) -> None:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,11 @@ def _local_file(model: str | Path) -> Path:
 
 
 def _looks_like_path(model: str) -> bool:
-    return "/" in model or "\\" in model or model.endswith(".gguf") or Path(model).exists()
+    if "/" in model or "\\" in model or model.endswith(".gguf"):
+        return True
+    with suppress(OSError):  # a name too long for the file system is no path
+        return Path(model).exists()
+    return False
 
 
 def _unknown_alias(model: str) -> str:

@@ -59,6 +59,10 @@ def choose(sampling: Sampling) -> Chosen:
         for name, (allowed, fits) in _RANGES.items()
         if getattr(sampling, name) is not None
     }
+    for name in ("top_k", "seed"):
+        value: object = getattr(sampling, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageMistake(f"{name}={value!r}: a whole number is needed")
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     return Chosen(**given, seed=seed)
 
@@ -73,6 +77,9 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def _checked(name: str, value: float, allowed: str, fits: Callable[[float], bool]) -> Any:
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise UsageMistake(f"{name}={value!r}: a number is needed")
     if not math.isfinite(value) or not fits(value):
         raise UsageMistake(f"{name}={value!r} is out of range; it must be {allowed}")
     return value

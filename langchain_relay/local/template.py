@@ -90,6 +90,8 @@ class ChatTemplate:
                 return self._rendered(attempt) + opening
             except TemplateError as error:
                 refusal = refusal or error
+            except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+                raise UsageMistake(f"the model's chat template fails: {error}") from error
         raise UsageMistake(f"the model's chat template refuses this conversation: {refusal}")
 
     def encode(

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 
-from langchain_relay import Budget, RelayChatModel, get_relay_callback, relay_report
+from langchain_relay import Budget, RelayChatModel, errors, get_relay_callback, relay_report
 from langchain_relay.chat_models import DEFAULT_LEDGER
 from langchain_relay.delegates import LocalDelegate
+from langchain_relay.delegates.loops import PerLoop
 from langchain_relay.engine.policy import AnswerContext, Watch
-from langchain_relay.engine.values import Attempt, Delta
+from langchain_relay.engine.values import Attempt, Delta, Sampling
 from langchain_relay.policies import CallTokens
 from langchain_relay.testing import FailingDelegate, ScriptedDelegate, ScriptedLocal
 
@@ -275,3 +277,70 @@ async def test_a_relay_as_the_delegate_of_a_relay_keeps_its_own_books(path: str)
     assert (report.calls, report.denied) == (1, 1)
     ids = [e["call_id"] for e in message.response_metadata["relay"]["events"] if "call_id" in e]
     assert len(set(ids)) == 2
+
+
+# --- the second review --------------------------------------------------------------------------
+
+
+def test_the_hosted_models_own_rate_limiter_is_under_the_deadline_too() -> None:
+    chat = GenericFakeChatModel(messages=iter(["blue"]), rate_limiter=limiter())
+    model = RelayChatModel(model=ScriptedLocal(*PIECES), delegate=chat, timeout=0.2)
+    message = model.invoke("?")
+    assert message.text == "It is so."
+    (charge,) = relay_report(message).charges
+    assert charge.released
+
+
+@pytest.mark.parametrize("word", ["failed", "cancelled", "incomplete"])
+def test_a_provider_that_breaks_off_has_not_finished(word: str) -> None:
+    class BrokenOff(ScriptedDelegate):
+        def stream(self, attempt: Attempt) -> Any:
+            for delta in super().stream(attempt):
+                yield delta if delta.finish is None else Delta(finish=word)
+
+    local = ScriptedLocal(*PIECES)
+    message = relay(local, BrokenOff("blue "), max_retries=0).invoke("?")
+    assert message.text == "It is blue so."
+    assert relay_report(message).failed == 1
+
+
+def test_a_mistake_found_before_sending_is_not_charged() -> None:
+    class Mistaken(ScriptedDelegate):
+        def stream(self, attempt: Attempt) -> Any:
+            raise errors.UsageMistake("this client is async only")
+
+    message = relay(ScriptedLocal(*PIECES), Mistaken()).invoke("?")
+    (charge,) = relay_report(message).charges
+    assert (charge.released, charge.cost_nanousd) == (True, 0)
+
+
+def test_one_model_in_both_roles_is_refused() -> None:
+    local = ScriptedLocal(*PIECES)
+    with pytest.raises(errors.UsageMistake, match="of its own"):
+        RelayChatModel(model=local, delegate=LocalDelegate(local))
+    model = RelayChatModel(model=ScriptedLocal("x"), delegate=LocalDelegate(local))
+    with pytest.raises(errors.UsageMistake, match="of its own"):
+        model.invoke("?", model=local)
+
+
+def test_local_delegates_that_sample_differently_are_told_apart() -> None:
+    expert = ScriptedLocal("x")
+    warm = LocalDelegate(expert, sampling=Sampling(temperature=2.0, seed=9))
+    assert warm.fingerprint != LocalDelegate(expert).fingerprint
+
+
+def test_a_closed_loop_keeps_no_client() -> None:
+    made = PerLoop[object]()
+
+    async def use() -> None:
+        made.get(asyncio.get_running_loop)  # a value that holds on to its loop
+
+    for _ in range(5):
+        asyncio.run(use())
+    assert len(made._made) <= 1
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])
+def test_a_number_of_the_wrong_kind_per_call_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageMistake, match=next(iter(wrong))):
+        relay(ScriptedLocal("Hi."), ScriptedDelegate("x")).invoke("?", **wrong)

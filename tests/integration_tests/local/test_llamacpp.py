@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_relay.engine.errors import ContextOverflowError, LocalModelError
+from langchain_relay.engine.errors import ContextOverflowError, LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import Rule, Sampling, Turn
 from langchain_relay.local import LlamaCppModel, models
@@ -463,3 +463,27 @@ if child == 0:
 session.decode(Decode()).result()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """)
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])
+def test_a_number_of_the_wrong_kind_is_refused_and_harms_no_other_chat(model, start, wrong):
+    other = start("Hi.")
+    with pytest.raises(UsageMistake, match=next(iter(wrong))):
+        model.open([Turn("user", "Hi.")], Sampling(**wrong)).result(TIMEOUT_S)
+    assert other.decode(Decode()).result(TIMEOUT_S) is not None
+
+
+@pytest.mark.parametrize("part", ["prompt", "sampler", "measure"])
+def test_an_unforeseen_error_fails_one_chat_only(model, start, monkeypatch, part):
+    other = start("Hi.")
+    context = model._engine._context
+
+    def broken(*args, **kwargs):
+        raise TypeError("unforeseen")
+
+    monkeypatch.setattr(context, part, broken)
+    with pytest.raises(LocalModelError, match="unforeseen"):
+        session = model.open([Turn("user", "Hi.")], Sampling()).result(TIMEOUT_S)
+        session.decode(Decode()).result(TIMEOUT_S)
+    monkeypatch.undo()
+    assert other.decode(Decode()).result(TIMEOUT_S) is not None

@@ -125,13 +125,6 @@ class Gate(BaseRateLimiter):
         return True
 
 
-@both_colours
-async def test_the_models_rate_limiter_is_passed_once_per_attempt(colour: str):
-    gate = Gate()
-    await deltas(ChatModelDelegate(Recorder(rate_limiter=gate)), colour)
-    assert gate.passed == [colour]
-
-
 class Failing(Recorder):
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         yield ChatGenerationChunk(message=AIMessageChunk(content="one"))
