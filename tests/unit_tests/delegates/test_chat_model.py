@@ -13,9 +13,11 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
+from langchain_relay import RelayChatModel, relay_report
 from langchain_relay.delegates import ChatModelDelegate
 from langchain_relay.engine.errors import DelegateError, UsageMistake
 from langchain_relay.engine.values import Attempt, Delegate, Delta
+from langchain_relay.testing import ScriptedLocal
 
 ASKED = Attempt(messages=(HumanMessage("Why?"),), draft="", max_tokens=5)
 
@@ -278,3 +280,13 @@ def test_the_input_bound_covers_every_byte_that_is_sent():
     sent = delegate._messages(asked)[0].text
     assert delegate.input_bound(asked) >= len(sent.encode())
     assert delegate.input_bound(asked) > delegate.input_bound(ASKED)
+
+
+@both_colours
+async def test_the_models_rate_limiter_is_passed_once_per_attempt(colour: str):
+    gate = Gate()
+    local = ScriptedLocal("It is ", "<call>8</call>", "so.")
+    model = RelayChatModel(model=local, delegate=Recorder(rate_limiter=gate))
+    message = model.invoke("?") if colour == "sync" else await model.ainvoke("?")
+    assert len(relay_report(message).charges) == 1
+    assert gate.passed == [colour]

@@ -394,13 +394,17 @@ def test_a_cut_inside_a_character_loses_the_character_and_not_its_sense() -> Non
 # --- closing ------------------------------------------------------------------------------------
 
 
-def test_closing_an_open_span_settles_it() -> None:
-    ledger = MemoryLedger()
-    tape = Tape([[*text("a", "b"), done()]])
-    terms = Terms(
+def plain_terms(tape: Tape, ledger: MemoryLedger) -> Terms:
+    return Terms(
         delegate=tape, messages=(), model=None, price=PRICE, limits=(Limit(ACCOUNT, calls=9),),
         ledger=ledger, timeout_s=5, max_retries=0, count=len, now=lambda: 0.0,
     )  # fmt: skip
+
+
+def test_closing_an_open_span_settles_it() -> None:
+    ledger = MemoryLedger()
+    tape = Tape([[*text("a", "b"), done()]])
+    terms = plain_terms(tape, ledger)
     side = HostedSide(terms, parent=None)
     side.open(SpanRequest("c", "", 8))
     side.pull()
@@ -415,10 +419,7 @@ def test_closing_an_open_span_settles_it() -> None:
 def test_closing_before_anything_was_sent_releases() -> None:
     ledger = MemoryLedger()
     tape = Tape([[*text("a"), done()]])
-    terms = Terms(
-        delegate=tape, messages=(), model=None, price=PRICE, limits=(Limit(ACCOUNT, calls=9),),
-        ledger=ledger, timeout_s=5, max_retries=0, count=len, now=lambda: 0.0,
-    )  # fmt: skip
+    terms = plain_terms(tape, ledger)
     side = HostedSide(terms, parent=None)
     side.open(SpanRequest("c", "", 8))
     side.close()
