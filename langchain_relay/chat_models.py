@@ -216,8 +216,8 @@ class RelayChatModel(BaseChatModel):
     def _prepare_relay(self) -> Self:
         with translated():
             check_fields(self)
-            self._local = self._local_model(self.model)
             self._hosted = resolve_delegate(self.delegate)
+            self._local = self._local_model(self.model)
             self._check_roles(self._local)
             self._book = PriceBook(self.prices)
             self._check_budget(self._hosted.model)
@@ -240,6 +240,7 @@ class RelayChatModel(BaseChatModel):
             n_threads=self.n_threads,
             n_gpu_layers=self.n_gpu_layers,
             max_concurrency=self.max_concurrency,
+            share=not isinstance(self._hosted, LocalDelegate),
         )
 
     @property
@@ -262,8 +263,9 @@ class RelayChatModel(BaseChatModel):
         """
         if isinstance(self._hosted, LocalDelegate) and self._hosted.plays(local):
             raise UsageMistake(
-                "model and delegate are the same LlamaCppModel, whose answers would wait for "
-                "sequences they hold themselves: give LocalDelegate a model object of its own"
+                "model and delegate decode in one context, so that answers would wait for "
+                "sequences they hold themselves: give LocalDelegate a model of its own, "
+                "LlamaCppModel(..., share=False)"
             )
 
     def _check_budget(self, model: str) -> None:

@@ -31,8 +31,8 @@ class LocalDelegate:
 
     Args:
         model: An alias, a path, `"hf:org/repo/file.gguf"`, or a `LlamaCppModel` with its own
-            settings. Decode threads of both models together should not exceed the cores. The model
-            object that writes the answer can play both roles only if it has a sequence to spare.
+            settings. It needs an engine of its own: `share=False` if the model that writes the
+            answer has the same file and settings.
         sampling: How it samples; greedy by default.
     """
 
@@ -45,7 +45,7 @@ class LocalDelegate:
         if isinstance(model, str | Path):
             from langchain_relay.local import LlamaCppModel
 
-            model = LlamaCppModel(model)
+            model = LlamaCppModel(model, share=False)
         self._local = model
         self._sampling = sampling
 
@@ -74,8 +74,13 @@ class LocalDelegate:
         }
 
     def plays(self, model: LocalModel) -> bool:
-        """Whether this delegate decodes on `model` itself."""
-        return self._local is model
+        """Whether this delegate decodes on `model` itself, or in one context with it."""
+        from langchain_relay.local import LlamaCppModel
+
+        mine = self._local
+        if isinstance(mine, LlamaCppModel) and isinstance(model, LlamaCppModel):
+            return mine.shares_engine(model)
+        return mine is model
 
     def input_bound(self, attempt: Attempt) -> int:
         """See `Delegate.input_bound`."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from langchain_relay.engine.events import Call, Decode, Event, Feed, Hangup, Pull
 from langchain_relay.engine.loop import Answer, Flow
-from langchain_relay.engine.values import LocalSession, SpanSource
+from langchain_relay.engine.values import LocalSession, SpanSource, Step
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ async def adrive(
             answer = None
             match out:
                 case Decode():
-                    answer = await asyncio.wrap_future(session.decode(out))
+                    answer = await _stepped(session.decode(out))
                 case Feed():
                     session.feed(out)
                 case Call():
@@ -78,6 +78,11 @@ async def adrive(
         flow.close()
         session.close()
         await shielded(source.aclose())
+
+
+async def _stepped(future: Future[Step]) -> Step:
+    """The step; without a turn of the event loop if it was decoded ahead."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)
 
 
 def leased(lease: Future[LocalSession]) -> LocalSession:

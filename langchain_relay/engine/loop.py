@@ -124,6 +124,8 @@ class _Relay:
         yield from self._deny(verdict.denied)
         yield from self.text.settle_held(verdict.held, verdict.lead)
         yield from self.text.screen.flush()
+        if rest := self.text.rest():
+            yield rest
         yield Finished(self._why(verdict))
 
     @property

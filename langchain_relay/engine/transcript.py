@@ -68,6 +68,11 @@ class Transcript:
         self.context_tokens += tokens
         return Feed((*append, text), rewind)
 
+    def rest(self) -> Feed | None:
+        """The ask that makes the local context end where the answer does, for the next turn."""
+        append, rewind = self._flush()
+        return Feed(append, rewind) if append or rewind else None
+
     def hold(self, step: Step) -> None:
         """Withhold a token that the policy has seen; it goes into the context."""
         self._pending.append(step.id)

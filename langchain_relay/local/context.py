@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
-from collections import deque
+import platform
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
 
 from langchain_relay.errors import LocalModelError
-from langchain_relay.local import models
-from langchain_relay.local.sampler import Sampler, measure
-from langchain_relay.local.vocab import Vocab
+from langchain_relay.local import models, weights
+from langchain_relay.local.grammar import Grammar
+from langchain_relay.local.llama_log import log
+from langchain_relay.local.sampler import Sampler
+from langchain_relay.local.signals import Signals
+from langchain_relay.local.threads import decode_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from langchain_relay.engine.values import Turn
@@ -33,7 +35,12 @@ logger = logging.getLogger(__name__)
 DEFAULT_N_CTX = 4096
 """Context of one chat where neither the user nor the model asks for less."""
 
-_LOG_ERROR, _LOG_CONTINUED = 4, 5
+# Keys of another type than values keep llama.cpp's flash attention on a CPU from two short cuts (a
+# lone row, many rows) that add up in another order: with f16 for both, scores beyond 256 tokens
+# differed by up to 1.06 between a chat alone, beside others, and with its prompt in pieces; with
+# bf16 keys by 0.0, at the same speed. Its bf16 kernel is vectorised for x86 only.
+_BF16 = 30  # ggml's own number; llama-cpp-python has no name for it
+_EXACT_KEYS = _BF16 if platform.machine() in ("x86_64", "AMD64") else None
 
 
 class LlamaContext:
@@ -45,22 +52,29 @@ class LlamaContext:
     """
 
     def __init__(self, settings: LlamaSettings) -> None:
-        self._model: int | None = None
+        self._weights: weights.Weights | None = None
         self._ctx: int | None = None
         self._batch: Any = None
+        self._n_threads = settings.n_threads
         path = models.resolve(settings.model)
-        _log.own_this_thread()
+        log.own_this_thread()
         llama_cpp.llama_backend_init()
+        decode_threads.join(self._n_threads)
         try:
-            self._model = _load_model(path, settings)
-            self.vocab = Vocab(self._model)
-            self.n_ctx = settings.n_ctx or _default_n_ctx(self._model)
-            self._warn_beyond_training()
-            self._ctx = _new_context(self._model, self.n_ctx, settings)
+            self._weights = weights.acquire(path, settings.n_gpu_layers)
+            model = self._weights.model
+            self.vocab = self._weights.vocab
+            self.rewinds = self._weights.rewinds
+            self.n_ctx = settings.n_ctx or _default_n_ctx(model)
+            self._warn_beyond_training(model)
+            self._ctx = _new_context(model, self.n_ctx, settings)
             self._memory = llama_cpp.llama_get_memory(self._ctx)
             if settings.adapter is not None:
-                _set_adapter(self._model, self._ctx, settings.adapter)
+                _set_adapter(model, self._ctx, settings.adapter)
             self._batch = llama_cpp.llama_batch_init(settings.n_batch, 0, 1)
+            self._signals = Signals(self.vocab.n_tokens)
+            self._n_embd = llama_cpp.llama_model_n_embd(model)
+            self._hidden = False
         except BaseException:
             self.free()
             raise
@@ -70,16 +84,24 @@ class LlamaContext:
         """Whether the chat template knows `<think>` tags."""
         return self.vocab.template.thinking
 
-    def prompt(self, turns: Sequence[Turn], *, open_assistant: bool) -> list[int]:
-        """Ids of the rendered conversation."""
-        ids = self.vocab.template.encode(turns, self.vocab, open_assistant=open_assistant)
+    def prompt(
+        self, turns: Sequence[Turn], *, open_assistant: bool, known: Mapping[int, Sequence[int]]
+    ) -> list[int]:
+        """Ids of the rendered conversation; of the turns in `known` the ids are given."""
+        ids = self.vocab.template.encode(
+            turns, self.vocab, open_assistant=open_assistant, known=known
+        )
         return self.vocab.with_bos(ids)
 
     def sampler(self, chosen: Chosen) -> Sampler:
         """A sampler for one answer; to be freed by whoever asked for it."""
         return Sampler(chosen, self.vocab.n_tokens)
 
-    def decode(self, rows: Sequence[Row]) -> int:
+    def grammar(self, text: str) -> Grammar:
+        """A grammar at its beginning; to be freed by whoever asked for it."""
+        return Grammar(text, self.vocab)
+
+    def decode(self, rows: Sequence[Row], *, hidden: bool = False) -> int:
         """Evaluate `rows` (at most `n_batch`); 0, or llama.cpp's error number.
 
         With a KV stream per chat llama.cpp decodes together only neighbouring sequence numbers in
@@ -94,20 +116,51 @@ class LlamaContext:
             batch.seq_id[i][0] = row.sequence
             batch.logits[i] = row.wanted
         batch.n_tokens = len(rows)
-        return int(llama_cpp.llama_decode(self._ctx, batch))
+        if hidden != self._hidden:
+            # Not left on: llama.cpp copies a vector for every row that asks for logits.
+            llama_cpp.llama_set_embeddings(self._ctx, hidden)
+            self._hidden = hidden
+        with decode_threads.turn(self._n_threads):
+            return int(llama_cpp.llama_decode(self._ctx, batch))
 
     def logits(self, row: int) -> Logits:
         """The scores behind the `row`-th row of the last decode, valid until the next one."""
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, row)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab.n_tokens,))
 
-    def measure(self, logits: Logits, signals: Iterable[str]) -> dict[str, float]:
-        """Signals of the distribution `logits` stand for."""
-        return measure(logits, signals)
+    def measure(self, row: int, signals: Iterable[str]) -> dict[str, Any]:
+        """Signals of the distribution behind a row; `hidden` has shape (n_embd,) and is a copy."""
+        wanted = frozenset(signals)
+        found: dict[str, Any] = {}
+        if wanted - {"hidden"}:
+            found |= self._signals.measure(self.logits(row), wanted)
+        if "hidden" in wanted:
+            pointer = llama_cpp.llama_get_embeddings_ith(self._ctx, row)
+            found["hidden"] = np.ctypeslib.as_array(pointer, shape=(self._n_embd,)).copy()
+        return found
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all but the first `length` tokens; `False` if this model cannot forget a part."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make the empty sequence `target` hold what `source` holds.
+
+        Between streams llama.cpp copies whole ones, at the next decode.
+        """
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def save(self, sequence: int) -> bytes:
+        """The state of a sequence; empty if llama.cpp gives none."""
+        size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        n = llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
+        return bytes(buffer[:n]) if n != size else bytes(buffer)
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Make an empty sequence hold a saved state; `False` if llama.cpp refuses it."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence))
 
     def free(self) -> None:
         """Give all memory back, the context before the model. May be called more than once."""
@@ -115,19 +168,19 @@ class LlamaContext:
             llama_cpp.llama_batch_free(self._batch)
         if self._ctx is not None:
             llama_cpp.llama_free(self._ctx)
-        if self._model is not None:
-            if hasattr(self, "vocab"):
-                self.vocab.free()
-            llama_cpp.llama_model_free(self._model)
-        _log.disown_this_thread()
-        self._batch = self._ctx = self._model = None
+        if self._weights is not None:
+            weights.release(self._weights)
+        log.disown_this_thread()
+        decode_threads.leave(self._n_threads)
+        self._batch = self._ctx = self._weights = None
+        self._n_threads = 0
 
     def last_words(self) -> str:
         """llama.cpp's last errors of this thread."""
-        return _log.last_words()
+        return log.last_words()
 
-    def _warn_beyond_training(self) -> None:
-        trained = llama_cpp.llama_model_n_ctx_train(self._model)
+    def _warn_beyond_training(self, model: int) -> None:
+        trained = llama_cpp.llama_model_n_ctx_train(model)
         if self.n_ctx > trained:
             logger.warning(
                 "n_ctx=%d is more than the %d tokens this model was trained on; "
@@ -141,18 +194,6 @@ def _default_n_ctx(model: int) -> int:
     return min(DEFAULT_N_CTX, int(llama_cpp.llama_model_n_ctx_train(model)))
 
 
-def _load_model(path: Path, settings: LlamaSettings) -> int:
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = settings.n_gpu_layers
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise LocalModelError(
-            f"llama.cpp cannot load {str(path)!r}; the file may be damaged or of a kind this "
-            f"version does not know. {_log.last_words()}"
-        )
-    return int(model)
-
-
 def _new_context(model: int, n_ctx: int, settings: LlamaSettings) -> int:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = n_ctx * settings.max_concurrency
@@ -162,12 +203,15 @@ def _new_context(model: int, n_ctx: int, settings: LlamaSettings) -> int:
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
     # One KV stream per chat: in a unified cache a chat's greedy text changed beside others.
     params.kv_unified = False
+    if _EXACT_KEYS is not None and settings.n_gpu_layers == 0:
+        params.type_k = _EXACT_KEYS
+    params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE  # hidden states per token
     params.swa_full = True  # else `cut` says yes and the positions are gone (Gemma)
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         raise LocalModelError(
             f"llama.cpp cannot make a context of {settings.max_concurrency} chats with {n_ctx} "
-            f"tokens each; lower n_ctx or max_concurrency. {_log.last_words()}"
+            f"tokens each; lower n_ctx or max_concurrency. {log.last_words()}"
         )
     return int(context)
 
@@ -178,61 +222,10 @@ def _set_adapter(model: int, context: int, path: Path) -> None:
     if not adapter:
         raise LocalModelError(
             f"llama.cpp cannot load the adapter {str(path)!r} onto this model; was it trained on "
-            f"it? {_log.last_words()}"
+            f"it? {log.last_words()}"
         )
     adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(
         ctypes.cast(adapter, llama_cpp.llama_adapter_lora_p_ctypes)
     )
     if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)):
-        raise LocalModelError(f"llama.cpp refuses the adapter {str(path)!r}. {_log.last_words()}")
-
-
-# --- llama.cpp's log ----------------------------------------------------------------------------
-
-
-class _Log:
-    """Keeps what llama.cpp says on our threads; on other threads it is passed on as before."""
-
-    def __init__(self) -> None:
-        self._lines: dict[int, deque[tuple[int, str]]] = {}
-        self._installing = threading.Lock()
-        self._installed: Any = None
-        self._previous: Any = llama_cpp.llama_log_callback()  # falsy while it is NULL
-        self._previous_data = ctypes.c_void_p()
-
-    def own_this_thread(self) -> None:
-        """From now on, what is said on this thread is kept and not printed."""
-        self._lines[threading.get_ident()] = deque(maxlen=40)
-        # Two engines load at once: the second must not take our own callback for the previous one.
-        with self._installing:
-            if self._installed is None:
-                previous = ctypes.byref(self._previous), ctypes.byref(self._previous_data)
-                llama_cpp.llama_log_get(*previous)
-                self._installed = llama_cpp.llama_log_callback(self._take)
-                llama_cpp.llama_log_set(self._installed, ctypes.c_void_p(0))
-
-    def disown_this_thread(self) -> None:
-        """Thread numbers are used again: what the next one says is not ours."""
-        self._lines.pop(threading.get_ident(), None)
-
-    def last_words(self) -> str:
-        """The last errors of this thread, or a remark that there were none."""
-        said = "".join(self._grave()).strip()
-        return f"llama.cpp said: {said}" if said else "llama.cpp gave no reason."
-
-    def _grave(self) -> Iterator[str]:
-        grave = False
-        for level, text in self._lines.get(threading.get_ident(), ()):
-            grave = level == _LOG_ERROR if level != _LOG_CONTINUED else grave
-            if grave:
-                yield text
-
-    def _take(self, level: int, text: bytes, _data: Any) -> None:
-        lines = self._lines.get(threading.get_ident())
-        if lines is not None:
-            lines.append((level, text.decode(errors="replace")))
-        elif self._previous:
-            self._previous(level, text, self._previous_data)
-
-
-_log = _Log()
+        raise LocalModelError(f"llama.cpp refuses the adapter {str(path)!r}. {log.last_words()}")

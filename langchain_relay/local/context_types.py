@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from langchain_relay.engine.values import Turn
@@ -24,6 +24,9 @@ class LlamaSettings:
     n_gpu_layers: int
     max_concurrency: int
     n_batch: int
+    run_ahead: int
+    state_dir: Path | None
+    state_max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,34 @@ class Row:
 class TokenPicker(Protocol):
     """The sampler of one answer."""
 
-    def pick(self, logits: Any, position: int, written: Sequence[int]) -> int:
-        """The next token, a function of its arguments and the settings."""
+    def pick(self, logits: Any, position: int, written: Sequence[int], attempt: int) -> int:
+        """The next token, a function of its arguments and the settings.
+
+        `attempt` counts the candidates that were refused at this place.
+        """
+        ...
+
+    def free(self) -> None:
+        """Give its memory back."""
+        ...
+
+
+class TextGrammar(Protocol):
+    """A grammar and how far a text has come in it."""
+
+    text: str
+    """Its GBNF source."""
+
+    def follow(self, written: Sequence[int]) -> None:
+        """The text so far is `written`."""
+        ...
+
+    def allows(self, token: int) -> bool:
+        """Whether the text may go on with `token`."""
+        ...
+
+    def mask(self, logits: Any) -> None:
+        """Set to -inf what may not follow."""
         ...
 
     def free(self) -> None:
@@ -81,6 +110,9 @@ class Context(Protocol):
     n_ctx: int
     """Tokens of one chat."""
 
+    rewinds: bool
+    """A part of a sequence can be forgotten; a recurrent model's cannot."""
+
     @property
     def vocab(self) -> Vocabulary:
         """The model's vocabulary."""
@@ -91,28 +123,46 @@ class Context(Protocol):
         """Whether the chat template knows `<think>` tags."""
         ...
 
-    def prompt(self, turns: Sequence[Turn], *, open_assistant: bool) -> list[int]:
-        """Ids of the rendered conversation."""
+    def prompt(
+        self, turns: Sequence[Turn], *, open_assistant: bool, known: Mapping[int, Sequence[int]]
+    ) -> list[int]:
+        """Ids of the rendered conversation; of the turns in `known` the ids are given."""
         ...
 
     def sampler(self, chosen: Chosen) -> TokenPicker:
         """A sampler for one answer."""
         ...
 
-    def decode(self, rows: Sequence[Row]) -> int:
-        """Evaluate `rows`; 0, or an error number."""
+    def grammar(self, text: str) -> TextGrammar:
+        """A grammar at its beginning."""
+        ...
+
+    def decode(self, rows: Sequence[Row], *, hidden: bool = False) -> int:
+        """Evaluate `rows`; 0, or an error number. `hidden`: hidden states are wanted too."""
         ...
 
     def logits(self, row: int) -> Any:
         """The scores behind a row of the last decode, one per token, to be changed at will."""
         ...
 
-    def measure(self, logits: Any, signals: Iterable[str]) -> dict[str, float]:
-        """The signals of `logits`."""
+    def measure(self, row: int, signals: Iterable[str]) -> dict[str, Any]:
+        """The signals of a row of the last decode, before its logits are changed."""
         ...
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all but the first `length` tokens; `False` if only all can be forgotten."""
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Make the empty sequence `target` hold what `source` holds."""
+        ...
+
+    def save(self, sequence: int) -> bytes:
+        """The state of a sequence, to be put back by `restore`."""
+        ...
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Make an empty sequence hold a saved state; `False` if it is none of this model."""
         ...
 
     def last_words(self) -> str:

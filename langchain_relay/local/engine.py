@@ -1,42 +1,56 @@
 """The engine thread: it owns one context and decodes all active sequences together.
 
-Sessions talk to it through an inbox and are answered by futures. A session without a pending ask
-keeps its KV and is left out of the batch. Nothing here knows llama.cpp or numpy.
+    inbox → asks and feeds change sequences → slots for who queues → one batch → steps to futures
+
+Sessions talk to it through an inbox and are answered by futures. While a caller looks at a token
+the engine decodes the next ones, as though the caller will say "append it"; a caller who says
+something else finds the sequence as though nothing had been decoded. A session that waits for a
+hosted model keeps its KV and is left out of the batch. Nothing here knows llama.cpp or numpy.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.values import FREE, Rule, Step
+from langchain_relay.engine.values import Rule, Step
 from langchain_relay.errors import (
     ContextOverflowError,
     LocalModelError,
     RelayError,
     UsageMistake,
 )
-from langchain_relay.local.context_types import Row
+from langchain_relay.local.answers import FinishedAnswers
+from langchain_relay.local.batch import Part, plan
+from langchain_relay.local.lease import Lease, Opening
 from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, SIGNALS
 from langchain_relay.local.sequence import Sequence
+from langchain_relay.local.slots import Slot, Slots
 from langchain_relay.local.text import begins, forbidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Sequence as Items
+    from collections.abc import Callable, Hashable
 
     from langchain_relay.engine.events import Decode, Feed
-    from langchain_relay.engine.values import Turn
-    from langchain_relay.local.context_types import Context, TokenPicker
+    from langchain_relay.local.context_types import Context, TextGrammar
+    from langchain_relay.local.prefixes import Prefixes
     from langchain_relay.local.sampling import Chosen
+
+logger = logging.getLogger(__name__)
+
+RUN_AHEAD = 8
+"""Steps decoded before they are asked for, at most."""
+
+RUN_AHEAD_BESIDE = 2
+"""The same as long as others wait for tokens: a guess that is thrown away costs them time."""
 
 STRAGGLERS_S = 0.001
 """How long a batch waits for chats that were answered just now and have not asked again."""
@@ -45,25 +59,12 @@ STOP_S = 10.0
 """How long the end of the process waits for the decode that is running."""
 
 
-class Lease:
-    """One sequence lent to one answer, as the engine sees it."""
-
-    def __init__(self, sequence: Sequence, sampler: TokenPicker) -> None:
-        self.sequence = sequence
-        self.sampler = sampler
-        self.rule: Rule = FREE
-        self.future: Future[Step] | None = None
-        self.error: RelayError | None = None
-        """A mistake in a feed, which has no answer; the next decode reports it."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Open:
     """Somebody wants a sequence; `granted` makes a session of it, and keeps its model alive."""
 
-    turns: Items[Turn]
+    opening: Opening
     chosen: Chosen
-    open_assistant: bool
     granted: Callable[[Lease, Context], Any]
     future: Future[Any]
 
@@ -93,25 +94,24 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Resumed:
+    """A session took a step that was decoded ahead: there is room for another."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Left:
+    """A model uses this engine no more: what it has under way fails."""
+
+    user: Hashable
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stop:
     """Nobody needs the engine any more."""
 
 
-Message = Open | Ask | Fed | Closed | Stop
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one sequence contributes to a batch: its next `n` pending tokens."""
-
-    lease: Lease
-    n: int
-
-    def rows(self) -> list[Row]:
-        seq = self.lease.sequence
-        end = seq.evaluated + self.n
-        last = len(seq.tokens) - 1
-        return [Row(seq.tokens[i], i, seq.id, i == last) for i in range(seq.evaluated, end)]
+Message = Open | Ask | Fed | Closed | Resumed | Left | Stop
 
 
 class Engine:
@@ -121,18 +121,33 @@ class Engine:
         load: Makes the context; called on the engine thread.
         max_concurrency: Sequences of the context.
         n_batch: Tokens in one batch, at least `max_concurrency`.
+        run_ahead: Steps decoded before they are asked for; 0 is off.
+        prefixes: Keeps long prompt prefixes on disk, or nothing does.
     """
 
-    def __init__(self, load: Callable[[], Context], *, max_concurrency: int, n_batch: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Context],
+        *,
+        max_concurrency: int,
+        n_batch: int,
+        run_ahead: int = RUN_AHEAD,
+        prefixes: Callable[[Context], Prefixes] | None = None,
+    ) -> None:
         self.loaded: Future[Context] = Future()
         self._load = load
         self._n_batch = n_batch
-        self._free = list(range(max_concurrency))  # a heap: neighbours decode best
+        self._run_ahead = run_ahead
+        self._slots = Slots(max_concurrency)
+        self._answers = FinishedAnswers()
+        self._open_prefixes = prefixes
+        self._prefixes: Prefixes | None = None
         self._waiting: deque[tuple[Open, list[int]]] = deque()
-        self._leases: set[Lease] = set()
+        self._leases: dict[Lease, None] = {}
         self._asking: dict[Lease, None] = {}  # in the order of their asks
         self._answered: set[Lease] = set()  # since the last batch, and silent since
         self._stopping = False
+        self._warned = False
         # SimpleQueue.put may be called from a garbage collection that runs inside put.
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._ended: RelayError | None = None
@@ -167,6 +182,13 @@ class Engine:
         if self._pid == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
 
+    def leave(self, user: Hashable) -> None:
+        """Fail what `user` has under way, and wait until nothing of it is decoded any more."""
+        left = Left(user, Future())
+        self.submit(left)
+        if threading.current_thread() is not self._thread:
+            left.done.result()
+
     def _refuse_inbox(self, error: RelayError) -> None:
         while True:
             try:
@@ -180,6 +202,11 @@ class Engine:
         error: RelayError = LocalModelError("the local model was closed")
         try:
             self._context = self._load()
+            self._slots.rewinds = self._context.rewinds
+            if not self._context.rewinds:
+                self._run_ahead = 0
+            if self._open_prefixes is not None:
+                self._prefixes = self._open_prefixes(self._context)
             self.loaded.set_result(self._context)
             while not self._stopping:
                 self._receive()
@@ -204,13 +231,13 @@ class Engine:
             self.loaded.set_exception(error)
         else:
             for lease in self._leases:
-                lease.sampler.free()
+                lease.free()
             self._context.free()
         _running.discard(self)
 
     def _receive(self) -> None:
         """Take in what was sent; waits while there is nothing to decode."""
-        if not self._asking:
+        if not self._has_work():
             self._handle(self._inbox.get())
         deadline = None
         while not self._stopping:
@@ -227,32 +254,47 @@ class Engine:
             except Empty:
                 self._answered.clear()
 
+    def _has_work(self) -> bool:
+        return bool(self._asking) or any(
+            self._may_guess(lease) or self._feedable(lease) for lease in self._leases
+        )
+
     def _handle(self, message: Message) -> None:
         match message:
-            case Open():
-                self._queue(message)
             case Ask():
                 self._answered.discard(message.lease)
                 self._take_ask(message)
+            case Resumed():
+                pass  # it woke us
             case Fed():
                 self._answered.discard(message.lease)
                 self._take_feed(message)
+            case Open():
+                self._queue(message)
             case Closed():
                 self._answered.discard(message.lease)
                 self._take_back(message.lease)
+            case Left():
+                self._dismiss(message.user)
+                message.done.set_result(None)
             case Stop():
                 self._stopping = True
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def _queue(self, opening: Open) -> None:
+    def _queue(self, asked: Open) -> None:
+        opening = asked.opening
         try:
-            prompt = self._context.prompt(opening.turns, open_assistant=opening.open_assistant)
+            prompt = self._context.prompt(
+                opening.turns,
+                open_assistant=opening.open_assistant,
+                known=self._answers.find(opening.turns),
+            )
             self._check_prompt(prompt)
         except Exception as error:  # noqa: BLE001 - one chat's fault must not end the others
-            _fail(opening.future, _ours(error))
+            _fail(asked.future, _ours(error))
         else:
-            self._waiting.append((opening, prompt))
+            self._waiting.append((asked, prompt))
 
     def _check_prompt(self, prompt: list[int]) -> None:
         n_ctx = self._context.n_ctx
@@ -268,47 +310,106 @@ class Engine:
 
     def _grant(self) -> None:
         """Lend free sequences to those who wait, first come first served."""
-        while self._free and self._waiting:
-            opening, prompt = self._waiting.popleft()
-            if not opening.future.set_running_or_notify_cancel():
+        while self._slots.free and self._waiting:
+            asked, prompt = self._waiting.popleft()
+            if not asked.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
             try:
-                sampler = self._context.sampler(opening.chosen)
+                sampler = self._context.sampler(asked.chosen)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
-                opening.future.set_exception(_ours(error))
+                asked.future.set_exception(_ours(error))
                 continue
-            lease = Lease(Sequence(heappop(self._free), prompt, self._context.vocab), sampler)
-            self._leases.add(lease)
-            opening.future.set_result(opening.granted(lease, self._context))
+            slot = self._prepared(prompt)
+            sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
+            lease = Lease(asked.opening, sequence, sampler)
+            self._leases[lease] = None
+            asked.future.set_result(asked.granted(lease, self._context))
+
+    def _prepared(self, prompt: list[int]) -> Slot:
+        """A sequence whose KV cache holds as much of `prompt` as can be had without evaluating."""
+        leased = (lease.sequence for lease in self._leases)
+        slot = self._slots.take(prompt, ((s.id, s.tokens[: s.evaluated]) for s in leased))
+        context = self._context
+        if self._prefixes is not None:
+            slot = self._prefixes.better(slot, prompt)
+        if slot.donor is not None:
+            context.cut(slot.id, 0)
+            context.copy(slot.donor, slot.id)
+        context.cut(slot.id, slot.kept)
+        return slot
 
     def _take_back(self, lease: Lease) -> None:
         self._fail_ask(lease, LocalModelError("the session was closed while it decoded"))
-        if lease in self._leases:
-            self._leases.remove(lease)
-            self._asking.pop(lease, None)
-            self._context.cut(lease.sequence.id, 0)
-            lease.sampler.free()
-            heappush(self._free, lease.sequence.id)
+        if lease not in self._leases:
+            return
+        del self._leases[lease]
+        self._asking.pop(lease, None)
+        lease.drop_guesses()
+        lease.free()
+        self._remember(lease)
+        sequence = lease.sequence
+        if not self._slots.rewinds and sequence.cached != sequence.evaluated:
+            sequence.evaluated = 0
+        cached = sequence.tokens[: sequence.evaluated]
+        self._context.cut(sequence.id, len(cached))
+        self._slots.give(sequence.id, cached)
+
+    def _remember(self, lease: Lease) -> None:
+        """Keep the ids of the answer for the conversation's next turn."""
+        opening, sequence = lease.opening, lease.sequence
+        if opening.open_assistant:
+            return
+        try:
+            text = sequence.written_bytes.decode()
+        except UnicodeDecodeError:
+            return  # it ends within a character, which nobody was shown
+        self._answers.remember(opening.turns, text, sequence.written)
+
+    def _dismiss(self, user: Hashable) -> None:
+        error = LocalModelError("the local model was closed")
+        for asked, _ in self._waiting:
+            if asked.opening.user == user:
+                _fail(asked.future, error)
+        self._waiting = deque(item for item in self._waiting if item[0].opening.user != user)
+        for lease in [lease for lease in self._leases if lease.opening.user == user]:
+            self._fail_ask(lease, error)
+            self._take_back(lease)
 
     # --- asks -----------------------------------------------------------------------------------
 
     def _take_feed(self, fed: Fed) -> None:
+        lease = fed.lease
+        if lease not in self._leases:
+            return
         try:
-            fed.lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
+            lease.drop_guesses()
+            lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
-            fed.lease.error = _ours(error)
+            lease.error = _ours(error)
+        lease.feeding = True
+        self._tidy(lease.sequence)
 
     def _take_ask(self, message: Ask) -> None:
         lease, ask = message.lease, message.ask
         try:
             self._check_ask(lease, ask.rule)
+            step, _ = lease.ahead.take(ask)
+            if step is not None:
+                if message.future.set_running_or_notify_cancel():
+                    message.future.set_result(step)
+                return
+            lease.drop_guesses()
             lease.sequence.change(ask.append, ask.rewind, more_text=False)
             self._check_room(lease.sequence)
+            self._follow(lease, ask.rule)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
             _fail(message.future, _ours(error))
             return
+        if not lease.sequence.pending:
+            # Nothing new to evaluate: the logits behind the last token are asked for again.
+            lease.sequence.evaluated -= 1
         self._tidy(lease.sequence)
-        lease.rule, lease.future = ask.rule, message.future
+        lease.feeding, lease.future = False, message.future
         self._asking[lease] = None
 
     def _check_ask(self, lease: Lease, rule: Rule) -> None:
@@ -320,8 +421,6 @@ class Engine:
         if lease.error is not None:
             error, lease.error = lease.error, None
             raise error
-        if rule.grammar is not None:
-            raise UsageMistake("LlamaCppModel does not follow a grammar; leave Rule.grammar unset")
         if unknown := rule.signals - SIGNALS:
             raise UsageMistake(f"no signal {sorted(unknown)}; there are {sorted(SIGNALS)}")
 
@@ -335,17 +434,37 @@ class Engine:
                 n_ctx=n_ctx,
             )
 
+    def _follow(self, lease: Lease, rule: Rule) -> None:
+        """From now on `lease` is under `rule`; a new grammar begins here."""
+        lease.rule = rule
+        old = lease.grammar
+        if rule.grammar == (old and old.text):
+            return
+        lease.grammar, lease.grammar_start = None, lease.sequence.position
+        if old is not None:
+            old.free()
+        if rule.grammar is not None:
+            lease.grammar = self._context.grammar(rule.grammar)
+
     def _tidy(self, sequence: Sequence) -> None:
-        """Make the KV cache end where the evaluated tokens end, and leave one to evaluate."""
-        if not sequence.pending:
-            # Nothing new to evaluate: the logits behind the last token are asked for again.
-            sequence.evaluated -= 1
-        if sequence.cached > sequence.evaluated:
-            if not self._context.cut(sequence.id, sequence.evaluated):
-                # A recurrent model cannot forget a part: start over.
-                self._context.cut(sequence.id, 0)
-                sequence.evaluated = 0
-            sequence.cached = sequence.evaluated
+        """Make the KV cache end where the evaluated tokens end."""
+        if sequence.cached <= sequence.evaluated:
+            return
+        if not self._context.cut(sequence.id, sequence.evaluated):
+            # A recurrent model cannot forget a part: start over.
+            self._context.cut(sequence.id, 0)
+            self._say_once(sequence.evaluated)
+            sequence.evaluated = 0
+        sequence.cached = sequence.evaluated
+
+    def _say_once(self, tokens: int) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "this model's state cannot be taken back in part (it is recurrent): whatever "
+                "replaces text evaluates the whole chat again, %d tokens this time",
+                tokens,
+            )
 
     # --- decoding -------------------------------------------------------------------------------
 
@@ -353,26 +472,40 @@ class Engine:
         """One batch: evaluate, then answer every ask whose tokens are all evaluated."""
         for lease in list(self._asking):
             self._drop_cancelled(lease)
-        parts = self._plan()
+        feeding = [(lease, n) for lease in self._leases if (n := self._feedable(lease))]
+        parts = plan([*self._asking, *self._guessing()], feeding, self._n_batch)
         if parts:
             self._evaluate(parts)
 
-    def _plan(self) -> list[_Part]:
-        """A row for every sequence that decodes, then pieces of prompts and spans in turn.
+    def _guessing(self) -> list[Lease]:
+        """Leases for which the last token is appended before the caller says so."""
+        leases = [lease for lease in self._leases if self._may_guess(lease)]
+        for lease in leases:
+            if lease.guess is not None:
+                lease.sequence.change((lease.guess,), 0, more_text=False)
+                lease.ahead.guess()
+                lease.guess = None
+        return leases
 
-        In the order of sequence numbers, which `Context.decode` may need to be fast.
-        """
-        parts = [_Part(lease, 1) for lease in self._asking if lease.sequence.pending == 1]
-        left = self._n_batch - len(parts)
-        for lease in self._asking:
-            n = min(lease.sequence.pending, left)
-            if lease.sequence.pending > 1 and n:
-                parts.append(_Part(lease, n))
-                left -= n
-        return sorted(parts, key=lambda part: part.lease.sequence.id)
+    def _may_guess(self, lease: Lease) -> bool:
+        if lease.guess is None or len(lease.sequence.tokens) >= self._context.n_ctx:
+            return False
+        beside = any(other is not lease and self._keeps_up(other) for other in self._leases)
+        return lease.ahead.wanted(min(self._run_ahead, RUN_AHEAD_BESIDE if beside else RUN_AHEAD))
 
-    def _evaluate(self, parts: list[_Part]) -> None:
-        rc = self._context.decode([row for part in parts for row in part.rows()])
+    def _keeps_up(self, lease: Lease) -> bool:
+        """Somebody waits for this chat's next token, or will before it is decoded."""
+        return lease.future is not None or (lease.guess is not None and lease.ahead.empty)
+
+    def _feedable(self, lease: Lease) -> int:
+        if not lease.feeding or len(lease.sequence.tokens) > self._context.n_ctx:
+            return 0
+        return lease.sequence.feedable(rewinds=self._context.rewinds)
+
+    def _evaluate(self, parts: list[Part]) -> None:
+        hidden = any("hidden" in part.lease.rule.signals for part in parts)
+        rows = [row for part in parts for row in part.rows()]
+        rc = self._context.decode(rows, hidden=hidden)
         if rc == 0:
             self._answer(parts)
         elif len(parts) > 1:
@@ -383,8 +516,9 @@ class Engine:
         else:
             self._cut_back(parts[0].lease)
             said = self._context.last_words()
-            error = LocalModelError(f"llama.cpp could not decode (error {rc}). {said}")
-            self._fail_ask(parts[0].lease, error)
+            self._fail_step(
+                parts[0].lease, LocalModelError(f"llama.cpp could not decode (error {rc}). {said}")
+            )
 
     def _cut_back(self, lease: Lease) -> None:
         sequence = lease.sequence
@@ -392,49 +526,82 @@ class Engine:
             self._context.cut(sequence.id, 0)
             sequence.evaluated = sequence.cached = 0
 
-    def _answer(self, parts: list[_Part]) -> None:
+    def _answer(self, parts: list[Part]) -> None:
         row = -1
         for part in parts:
             row += part.n
             lease = part.lease
             lease.sequence.note_evaluated(part.n)
+            if self._prefixes is not None:
+                self._prefixes.note_evaluated(lease.sequence)
             if lease.sequence.pending:
                 continue
             try:
                 step = self._sample(lease, row)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
-                self._fail_ask(lease, _ours(error))
+                self._fail_step(lease, _ours(error))
             else:
-                self._resolve(lease, step)
+                self._deliver(lease, step)
 
     def _sample(self, lease: Lease, row: int) -> Step:
-        """Sample the candidate first and check it; mask it only on failure."""
-        logits, sequence = self._context.logits(row), lease.sequence
-        signals = self._context.measure(logits, lease.rule.signals)
-        parts = forbidden(lease.rule.ban)
-        tail = sequence.local_tail(max(map(len, parts), default=0))
+        """Sample the candidate first and check it; mask only on failure."""
+        context, sequence, rule = self._context, lease.sequence, lease.rule
+        signals = context.measure(row, rule.signals) if rule.signals else {}
+        logits = context.logits(row)
+        banned = forbidden(rule.ban)
+        tail = sequence.local_tail(max(map(len, banned))) if banned else ""
+        grammar = self._grammar(lease)
         written = sequence.last_written(PENALTY_LAST_TOKENS)
-        for _ in range(len(logits)):
-            token = lease.sampler.pick(logits, sequence.position, written)
-            if self._context.vocab.is_eog(token):
+        for attempt in range(len(logits)):
+            token = lease.sampler.pick(logits, sequence.position, written, attempt)
+            if logits[token] == float("-inf"):
+                break
+            if grammar is not None and not grammar.allows(token):
+                grammar.mask(logits)
+                continue
+            if context.vocab.is_eog(token):
                 return Step(token, "", eog=True, signals=signals)
             text = sequence.text_of(token)
-            if not parts or not begins(tail, text, parts):
+            if not banned or not begins(tail, text, banned):
                 return Step(token, text, signals=signals)
             logits[token] = float("-inf")
-        raise LocalModelError("every token of the vocabulary begins a banned string")
+        raise LocalModelError("no token may follow: all are banned or outside the grammar")
 
-    def _resolve(self, lease: Lease, step: Step) -> None:
+    def _grammar(self, lease: Lease) -> TextGrammar | None:
+        if lease.grammar is not None:
+            # What a rewind takes back may lie before the place where the grammar began.
+            lease.grammar_start = min(lease.grammar_start, lease.sequence.position)
+            lease.grammar.follow(lease.sequence.local_since(lease.grammar_start))
+        return lease.grammar
+
+    def _deliver(self, lease: Lease, step: Step) -> None:
+        """Hand `step` to whoever waits for it, or keep it for when it is asked for."""
         future, lease.future = lease.future, None
-        del self._asking[lease]
-        if future is not None and future.set_running_or_notify_cancel():
+        self._asking.pop(lease, None)
+        if future is None:
+            lease.ahead.push(step)
+        elif future.set_running_or_notify_cancel():
+            lease.ahead.give(step, lease.rule)
+        else:
+            return
+        if step.eog or not self._run_ahead:
             self._answered.add(lease)
+        else:
+            lease.guess = step.id
+        if future is not None:
             future.set_result(step)
 
     def _drop_cancelled(self, lease: Lease) -> None:
         if lease.future is not None and lease.future.cancelled():
             self._asking.pop(lease, None)
             lease.future = None
+
+    def _fail_step(self, lease: Lease, error: RelayError) -> None:
+        """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
+        if lease.future is None:
+            lease.drop_guesses()
+            self._tidy(lease.sequence)
+        self._fail_ask(lease, error)
 
     def _fail_ask(self, lease: Lease, error: RelayError) -> None:
         future, lease.future = lease.future, None
@@ -447,7 +614,9 @@ def _refuse(message: Message, error: RelayError) -> None:
     match message:
         case Open() | Ask():
             _fail(message.future, error)
-        case Fed() | Closed() | Stop():
+        case Left():
+            message.done.set_result(None)
+        case Fed() | Closed() | Resumed() | Stop():
             pass
 
 

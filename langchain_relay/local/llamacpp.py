@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import os
+import json
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_relay.errors import LocalModelError, UsageMistake
-from langchain_relay.local import models
+from langchain_relay.local import models, sharing
 from langchain_relay.local.context_types import LlamaSettings
-from langchain_relay.local.engine import Ask, Closed, Engine, Fed, Lease, Open, Stop
+from langchain_relay.local.engine import (
+    RUN_AHEAD,
+    Ask,
+    Closed,
+    Engine,
+    Fed,
+    Open,
+    Resumed,
+)
+from langchain_relay.local.lease import Lease, Opening
 from langchain_relay.local.sampling import choose
+from langchain_relay.local.threads import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,22 +42,32 @@ class LlamaCppModel:
     everybody. Use it from any number of threads and event loops; `close()` it, or leave that to
     garbage collection and the end of the process.
 
-    With a given seed the text of a chat does not depend on what else is decoded, as long as its
-    context stays within 256 tokens. Beyond, llama.cpp's flash attention on a CPU computes a lone
-    row in another order than several rows, so scores differ a little, and where two tokens are
-    nearly as likely the other one may be chosen.
+    Models with the same file and settings share one engine, and so do their sequences; with other
+    settings they share the weights. While a caller looks at a token the next ones are decoded
+    already. A later turn of a conversation evaluates only what is new, and a shared beginning, such
+    as a system prompt, is copied.
+
+    With a given seed a chat's text does not depend on what else is decoded, when, or in which
+    pieces. That was measured for Q4_1 weights on x86; on a GPU or on another kind of CPU scores
+    differ a little, and where two tokens are nearly as likely the other one may be chosen. A model
+    with recurrent layers cannot take text back: it evaluates the chat again, and says so once.
 
     Args:
         model: An alias (`"smollm2-135m"`), a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.
         adapter: A LoRA adapter as a GGUF file.
         n_ctx: Tokens of one chat, prompt and answer; the context has `max_concurrency` times as
             many. `None`: 4096, or what the model was trained on if that is less.
-        n_threads: Decode threads; `None`: the cores this process may use. All processes of a
-            machine together should not have more of them than it has cores.
+        n_threads: Decode threads; `None`: the cores this process may use. Engines of one process
+            take turns if they have more threads than there are cores; processes do not, so all of
+            a machine together should not have more.
         n_gpu_layers: Layers to keep on a GPU; -1 means all.
         max_concurrency: Answers written at once; more of them queue.
         n_batch: Tokens evaluated in one step, at most. A long prompt is evaluated in such pieces,
-            between which other chats get their tokens.
+            and in smaller ones while other chats write.
+        run_ahead: Steps decoded before they are asked for, 0 to 8. It changes no text.
+        share: Share an engine with models of the same settings.
+        state_dir: A folder that keeps evaluated system prompts for the next process; `None`: none.
+        state_max_bytes: What it may hold; the least recently used go first.
 
     Raises:
         ModelNotFound: no such alias or file, or a file that is no GGUF.
@@ -67,17 +85,31 @@ class LlamaCppModel:
         n_gpu_layers: int = 0,
         max_concurrency: int = 4,
         n_batch: int = 512,
+        run_ahead: int = RUN_AHEAD,
+        share: bool = True,
+        state_dir: str | Path | None = None,
+        state_max_bytes: int = 2**30,
     ) -> None:
         models.check(model)
+        if not 0 <= run_ahead <= RUN_AHEAD:
+            raise UsageMistake(
+                f"run_ahead={run_ahead!r} is out of range; it must be 0 to {RUN_AHEAD}"
+            )
         self._settings = LlamaSettings(
-            model=model,
+            model=models.absolute(model),
             adapter=None if adapter is None else models.check_gguf(adapter, what="adapter"),
             n_ctx=None if n_ctx is None else _at_least_one("n_ctx", n_ctx),
-            n_threads=_at_least_one("n_threads", n_threads) if n_threads is not None else _cores(),
+            n_threads=_at_least_one("n_threads", n_threads)
+            if n_threads is not None
+            else usable_cores(),
             n_gpu_layers=n_gpu_layers,
             max_concurrency=_at_least_one("max_concurrency", max_concurrency),
             n_batch=max(_at_least_one("n_batch", n_batch), max_concurrency),
+            run_ahead=run_ahead,
+            state_dir=None if state_dir is None else Path(state_dir).expanduser().absolute(),
+            state_max_bytes=_at_least_one("state_max_bytes", state_max_bytes),
         )
+        self._share = share
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._closed = False
@@ -131,7 +163,8 @@ class LlamaCppModel:
         def granted(lease: Lease, context: Context) -> LlamaCppSession:
             return LlamaCppSession(self, engine, lease, context)
 
-        engine.submit(Open(tuple(turns), chosen, open_assistant, granted, future))
+        opening = Opening(id(self), tuple(turns), open_assistant)
+        engine.submit(Open(opening, chosen, granted, future))
         return future
 
     def count(self, text: str) -> int:
@@ -143,7 +176,11 @@ class LlamaCppModel:
         with self._lock:
             self._closed, engine = True, self._engine
         if engine is not None:
-            engine.stop()
+            sharing.leave(engine, id(self), wait=True)
+
+    def shares_engine(self, other: LlamaCppModel) -> bool:
+        """Whether both decode in one context, where one's chats may wait for the other's."""
+        return self is other or self._engine_key == other._engine_key
 
     def __enter__(self) -> Self:
         return self
@@ -159,15 +196,23 @@ class LlamaCppModel:
     def __repr__(self) -> str:
         return f"LlamaCppModel({str(self._settings.model)!r})"
 
+    @property
+    def _engine_key(self) -> tuple[object, ...]:
+        facts = json.dumps(self.fingerprint, sort_keys=True)
+        return (self._settings, facts, None if self._share else id(self))
+
     def _running_engine(self) -> Engine:
         """The engine; a new one if there is none, or if the last one failed or was forked away."""
         with self._lock:
             if self._closed:
                 raise LocalModelError(f"the local model {self.name!r} was closed")
             if self._engine is None or not self._engine.alive:
-                self._engine = _start_engine(self._settings)
+                start = _start_engine
+                self._engine = sharing.join(
+                    self._engine_key, id(self), lambda: start(self._settings)
+                )
                 # The thread holds the engine, never the model; so the model can be collected.
-                weakref.finalize(self, self._engine.submit, Stop()).atexit = False
+                weakref.finalize(self, sharing.leave, self._engine, id(self)).atexit = False
             return self._engine
 
 
@@ -189,7 +234,7 @@ class LlamaCppSession:
         self._lease = lease
         self._vocab = context.vocab
         self.prompt_tokens = lease.sequence.prompt_tokens
-        self.cached_tokens = 0
+        self.cached_tokens = lease.sequence.reused_tokens
         self.context_left = context.n_ctx - self.prompt_tokens
         self.thinking = context.thinking
         self._close = weakref.finalize(self, engine.submit, Closed(lease))
@@ -197,8 +242,13 @@ class LlamaCppSession:
 
     @property
     def evaluated_tokens(self) -> int:
-        """Tokens evaluated for this answer so far, those of the prompt included."""
+        """Tokens evaluated for this answer so far: of the prompt, of the answer, and ahead."""
         return self._lease.sequence.evaluated_tokens
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Of these, tokens that were evaluated ahead and taken back."""
+        return self._lease.sequence.wasted_tokens
 
     def decode(self, ask: Decode) -> Future[Step]:
         """Take back `ask.rewind` tokens, append `ask.append`, sample one token under `ask.rule`.
@@ -209,11 +259,19 @@ class LlamaCppSession:
             LocalModelError: (through the future) the session or the model was closed.
         """
         future: Future[Step] = Future()
-        self._engine.submit(Ask(self._lease, ask, future))
+        # In a forked child the lock in there may be held by a thread that is not there.
+        step, engine_waits = self._lease.ahead.take(ask) if self._engine.alive else (None, False)
+        if step is None:
+            self._engine.submit(Ask(self._lease, ask, future))
+            return future
+        if engine_waits:
+            self._engine.submit(Resumed())
+        future.set_result(step)
         return future
 
     def feed(self, ask: Feed) -> None:
-        """Put foreign text into the context while it arrives; evaluated by the next decode."""
+        """Put foreign text into the context; it is evaluated while it arrives."""
+        self._lease.ahead.hold()
         self._engine.submit(Fed(self._lease, ask))
 
     def count(self, text: str) -> int:
@@ -231,7 +289,12 @@ def _start_engine(settings: LlamaSettings) -> Engine:
 
         return LlamaContext(settings)
 
-    engine = Engine(load, max_concurrency=settings.max_concurrency, n_batch=settings.n_batch)
+    engine = Engine(
+        load,
+        max_concurrency=settings.max_concurrency,
+        n_batch=settings.n_batch,
+        run_ahead=settings.run_ahead,
+    )
     engine.start()
     return engine
 
@@ -240,14 +303,3 @@ def _at_least_one(name: str, value: int) -> int:
     if value < 1:
         raise UsageMistake(f"{name}={value!r} is out of range; it must be at least 1")
     return value
-
-
-def _cores() -> int:
-    """The cores this process may use; a container's share may be less than its machine has."""
-    cores = os.cpu_count() or 1
-    with suppress(AttributeError):  # Linux only
-        cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores

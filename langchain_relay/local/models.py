@@ -86,6 +86,13 @@ def check(model: str | Path) -> None:
         _check_magic(path)
 
 
+def absolute(model: str | Path) -> str | Path:
+    """`model` in a form that still names the same file after a change of directory."""
+    if isinstance(model, str) and (model in ALIASES or model.startswith(HUB_PREFIX)):
+        return model
+    return Path(model).expanduser().absolute()
+
+
 def display_name(model: str | Path) -> str:
     """What to call `model` in spans and traces: the alias, or the file name without its suffix."""
     if isinstance(model, str) and model in ALIASES:
@@ -124,7 +131,7 @@ def check_gguf(path: str | Path, *, what: str) -> Path:
     if not found.is_file():
         raise ModelNotFound(f"{what} {str(path)!r} is a directory; name one .gguf file in it.")
     _check_magic(found)
-    return found
+    return found.absolute()
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]  # (n_vocab,)
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class Sampler:
@@ -30,19 +30,21 @@ class Sampler:
     def __init__(self, chosen: Chosen, n_vocab: int) -> None:
         self._chosen = chosen
         self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._candidates = np.empty(n_vocab, dtype=_CANDIDATE)
+        self._candidates = np.empty(n_vocab, dtype=CANDIDATE)
         params = llama_cpp.llama_sampler_chain_default_params()
         self._chain = llama_cpp.llama_sampler_chain_init(params)
         for sampler in _links(chosen, n_vocab):
             llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
-    def pick(self, logits: Logits, position: int, written: Sequence[int]) -> int:
+    def pick(self, logits: Logits, position: int, written: Sequence[int], attempt: int) -> int:
         """The next token's id.
 
         Args:
             logits: One score per vocabulary item; -inf forbids one.
             position: Tokens behind the prompt so far.
             written: The last ids of the answer, `PENALTY_LAST_TOKENS` of them if there are.
+            attempt: Candidates refused at this place. Each has a draw of its own: with the same
+                one, what is left would not be drawn by its probability.
         """
         if self._chosen.greedy and not self._chosen.penalized:
             return int(np.argmax(logits))
@@ -52,7 +54,7 @@ class Sampler:
             for token in written:
                 llama_cpp.llama_sampler_accept(self._chain, token)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        last = self._last_link(position)
+        last = self._last_link(position, attempt)
         llama_cpp.llama_sampler_apply(last, ctypes.byref(array))
         llama_cpp.llama_sampler_free(last)
         return int(array.data[array.selected].id)
@@ -61,11 +63,11 @@ class Sampler:
         """Free the chain; the sampler is not used again."""
         llama_cpp.llama_sampler_free(self._chain)
 
-    def _last_link(self, position: int) -> int:
+    def _last_link(self, position: int, attempt: int) -> int:
         if self._chosen.greedy:
             return llama_cpp.llama_sampler_init_greedy()  # type: ignore[no-any-return]  # a ctypes function
         return llama_cpp.llama_sampler_init_dist(  # type: ignore[no-any-return]  # a ctypes function
-            draw_seed(self._chosen.seed, position)
+            draw_seed(self._chosen.seed, position, attempt)
         )
 
     def _array(self, logits: Logits) -> llama_cpp.llama_token_data_array:
@@ -95,25 +97,3 @@ def _links(chosen: Chosen, n_vocab: int) -> Iterable[int]:
     if chosen.min_p > 0:
         yield llama_cpp.llama_sampler_init_min_p(chosen.min_p, 1)
     yield llama_cpp.llama_sampler_init_temp(chosen.temperature)
-
-
-def measure(logits: Logits, signals: Iterable[str]) -> dict[str, float]:
-    """Signals of the next-token distribution, before temperature and filters.
-
-    `margin` is the likeliest token's probability less the second's; `entropy` is in nats.
-    """
-    wanted = frozenset(signals)
-    if not wanted:
-        return {}
-    # Below -80 a token has no weight in float32, and -inf * 0 would be NaN.
-    shifted = np.maximum(logits - logits.max(), np.float32(-80))
-    weights = np.exp(shifted)
-    total = float(weights.sum())
-    found = {}
-    if "entropy" in wanted:
-        found["entropy"] = float(np.log(total)) - float(np.dot(weights, shifted)) / total
-    if "margin" in wanted:
-        best = int(np.argmax(weights))
-        first, weights[best] = float(weights[best]), 0
-        found["margin"] = (first - float(weights.max())) / total
-    return found

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 PENALTY_LAST_TOKENS = 64
 """How many of the last written tokens a repeat penalty looks at; llama.cpp's own default."""
 
-SIGNALS = frozenset({"entropy", "margin"})
-"""The signals a step can carry: of the next-token distribution, before temperature and filters."""
+SIGNALS = frozenset({"entropy", "hidden", "margin"})
+"""The signals a step can carry: entropy and margin of the next-token distribution, before
+temperature and filters, and the last hidden state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,13 @@ def _checked(name: str, value: float, allowed: str, fits: Callable[[float], bool
     return value
 
 
-def draw_seed(seed: int, position: int) -> int:
-    """A 32-bit seed for the draw at `position`: a hash of both (splitmix64).
+def draw_seed(seed: int, position: int, attempt: int = 0) -> int:
+    """A 32-bit seed for the draw at `position`: a hash of all three (splitmix64).
 
     Drawing by position makes the generator's state a function of the text, so that a rewind
     restores it, and the same seed writes the same text alone or beside others.
     """
-    mixed = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+    mixed = (seed + (position + 1 + (attempt << 32)) * 0x9E3779B97F4A7C15) & _64_BITS
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
     drawn = (mixed ^ (mixed >> 31)) & _32_BITS

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
 
+TAIL_CHARS = 64
+"""The end of a text that still arrives is tokenized, and may be evaluated, up to this length."""
+
+
 class Pieces(Protocol):
     """What a sequence needs to know about a vocabulary."""
 
@@ -54,18 +58,21 @@ class Sequence:
         prompt_tokens: How many of them are the prompt.
         evaluated: How many of them are evaluated and unchanged since.
         cached: How many positions the KV cache holds, outdated ones included.
+        reused_tokens: How many tokens of the prompt were in the KV cache already.
         evaluated_tokens: How many tokens were evaluated for this answer in all, repeats included.
+        wasted_tokens: Of these, guesses that were taken back.
     """
 
-    def __init__(self, id: int, prompt: Items[int], vocab: Pieces) -> None:
+    def __init__(self, id: int, prompt: Items[int], vocab: Pieces, *, reused: int = 0) -> None:
         self.id = id
         self.tokens = list(prompt)
         self.prompt_tokens = len(self.tokens)
-        self.evaluated = 0
-        self.cached = 0
+        self.evaluated = self.cached = self.reused_tokens = reused
         self.evaluated_tokens = 0
+        self.wasted_tokens = 0
         self._vocab = vocab
         self._tail = ""  # foreign text whose tokens may still change
+        self._tail_tokens = 0  # how many of the last ids spell it for now
         self._written: list[_Written] = []
 
     @property
@@ -77,6 +84,32 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are still to be evaluated."""
         return len(self.tokens) - self.evaluated
+
+    @property
+    def written(self) -> list[int]:
+        """The ids behind the prompt."""
+        return self.tokens[self.prompt_tokens :]
+
+    @property
+    def written_bytes(self) -> bytes:
+        """What they spell."""
+        return b"".join(map(self._vocab.piece, self.written))
+
+    def local_since(self, position: int) -> list[int]:
+        """Ids written locally from `position` on, without foreign text."""
+        written = zip(self.written[position:], self._written[position:], strict=True)
+        return [token for token, how in written if how.text is not None]
+
+    def feedable(self, *, rewinds: bool) -> int:
+        """Tokens of foreign text that may be evaluated before the next token is asked for.
+
+        The very last one is left, since it must be evaluated then. The end of the text may still
+        change its tokens: evaluated all the same, unless they cannot be taken back.
+        """
+        end = len(self.tokens) - 1
+        if not rewinds:
+            end = min(end, len(self.tokens) - self._tail_tokens)
+        return max(0, end - self.evaluated)
 
     def last_written(self, n: int) -> list[int]:
         """The last `n` ids behind the prompt."""
@@ -102,6 +135,13 @@ class Sequence:
                 self._add_token(item)
         if not more_text:
             self._flush()
+
+    def drop_guesses(self, n: int) -> None:
+        """Take back the last `n` tokens, which nobody asked to append."""
+        if n:
+            before = self.evaluated
+            self._truncate(len(self.tokens) - n)
+            self.wasted_tokens += before - self.evaluated
 
     def note_evaluated(self, n: int) -> None:
         """The next `n` pending tokens are in the KV cache now."""
@@ -137,9 +177,12 @@ class Sequence:
             raise UsageMistake(
                 f"cannot take back {rewind} tokens: {self.position} stand behind the prompt"
             )
-        del self.tokens[-rewind:]
-        del self._written[-rewind:]
-        self.evaluated = min(self.evaluated, len(self.tokens))
+        self._truncate(len(self.tokens) - rewind)
+
+    def _truncate(self, length: int) -> None:
+        del self._written[length - self.prompt_tokens :]
+        del self.tokens[length:]
+        self.evaluated = min(self.evaluated, length)
 
     def _add_token(self, token: int) -> None:
         self.tokens.append(token)
@@ -150,16 +193,30 @@ class Sequence:
         start = max(0, len(self._tail) - 2)
         self._tail += text
         cut = safe_cut(self._tail[start:])
-        if cut:
-            self._add_foreign(self._tail[: start + cut])
-            self._tail = self._tail[start + cut :]
+        settled = self._tail[: start + cut] if cut else ""
+        self._tail = self._tail[len(settled) :]
+        # A long one would be tokenized again with every piece that makes it longer.
+        tail_ids = self._ids(self._tail) if len(self._tail) <= TAIL_CHARS else []
+        self._replace_tail([*self._ids(settled), *tail_ids])
+        self._tail_tokens = len(tail_ids)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._vocab.tokenize(text, special=False, first=False) if text else []
+
+    def _replace_tail(self, ids: list[int]) -> None:
+        """Put `ids` in place of the tail's; those that are the same stay evaluated."""
+        begin = len(self.tokens) - self._tail_tokens
+        same = 0
+        for old, new in zip(self.tokens[begin:], ids, strict=False):
+            if old != new:
+                break
+            same += 1
+        self._truncate(begin + same)
+        self.tokens += ids[same:]
+        self._written += [_FOREIGN] * (len(ids) - same)
 
     def _flush(self) -> None:
+        """No more text comes: the tail's tokens are final."""
         if self._tail:
-            self._add_foreign(self._tail)
-            self._tail = ""
-
-    def _add_foreign(self, text: str) -> None:
-        ids = self._vocab.tokenize(text, special=False, first=False)
-        self.tokens += ids
-        self._written += [_FOREIGN] * len(ids)
+            self._replace_tail(self._ids(self._tail))
+        self._tail, self._tail_tokens = "", 0

@@ -14,6 +14,7 @@ import re
 from datetime import datetime
 from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from jinja2 import TemplateError
@@ -23,7 +24,7 @@ from langchain_relay.engine.values import Turn
 from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 PLAIN = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
@@ -95,17 +96,33 @@ class ChatTemplate:
         raise UsageMistake(f"the model's chat template refuses this conversation: {refusal}")
 
     def encode(
-        self, turns: Sequence[Turn], tokenizer: Tokenizer, *, open_assistant: bool = False
+        self,
+        turns: Sequence[Turn],
+        tokenizer: Tokenizer,
+        *,
+        open_assistant: bool = False,
+        known: Mapping[int, Sequence[int]] = MappingProxyType({}),
     ) -> list[int]:
         """The prompt as ids. Control text within a message stays text.
 
         Without such text the ids are those of the whole rendered prompt.
+
+        Args:
+            turns: The conversation.
+            tokenizer: Whose ids.
+            open_assistant: As in `render`.
+            known: By their number in `turns`, the ids of messages that need no tokenizing: the
+                model wrote them. A template that changes such a message gets it as text.
 
         Raises:
             UsageMistake: as `render`, or a role contains control text.
         """
         guard = _Guard(tokenizer, turns)
         text = self.render(guard.turns, open_assistant=open_assistant)
+        if known:
+            marked = self.render(guard.with_ids(known), open_assistant=open_assistant)
+            if guard.as_text(marked) == text:
+                text = marked
         return list(guard.ids(text))
 
     def _rendered(self, turns: Sequence[Turn]) -> str:
@@ -177,17 +194,38 @@ class _Guard:
     def __init__(self, tokenizer: Tokenizer, turns: Sequence[Turn]) -> None:
         self._tokenizer = tokenizer
         self._hidden: list[str] = []
+        self._known: dict[int, tuple[str, Sequence[int]]] = {}  # by mark: text and ids
         for turn in turns:
             if self._has_control(turn.role):
                 raise UsageMistake(f"the role {turn.role!r} contains a control token")
         self.turns = [Turn(turn.role, self._mark(turn.content)) for turn in turns]
+
+    def with_ids(self, known: Mapping[int, Sequence[int]]) -> list[Turn]:
+        """The turns, those of which the ids are known as one mark each."""
+        turns = list(self.turns)
+        for number, ids in known.items():
+            self._hidden.append("")
+            mark = len(self._hidden) - 1
+            self._known[mark] = (turns[number].content, ids)
+            turns[number] = Turn(turns[number].role, _MARK.format(mark))
+        return turns
+
+    def as_text(self, marked: str) -> str:
+        """What was rendered of `with_ids`, with the messages' text in place of their marks."""
+
+        def text(match: re.Match[str]) -> str:
+            return self._known.get(int(match.group(1)), (match.group(), ()))[0]
+
+        return _MARKED.sub(text, marked)
 
     def ids(self, rendered: str) -> Iterator[int]:
         """Ids of the rendered prompt, the marks replaced by plain tokens of what they stand for."""
         tokenize = self._tokenizer.tokenize
         # An odd-numbered part is the number that `_MARKED` captured.
         for i, part in enumerate(_MARKED.split(rendered)):
-            if i % 2:
+            if i % 2 and int(part) in self._known:
+                yield from self._known[int(part)][1]
+            elif i % 2:
                 yield from tokenize(self._hidden[int(part)], special=False, first=False)
             elif part:
                 yield from tokenize(part, special=True, first=i == 0)

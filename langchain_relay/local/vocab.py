@@ -25,7 +25,7 @@ class Vocab:
     """
 
     def __init__(self, model: int) -> None:
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._vocab = self.pointer = llama_cpp.llama_model_get_vocab(model)
         # Readers are counted in by this lock, so that nobody tokenizes with a freed vocabulary.
         self._lock = threading.Lock()
         self._freed = False

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.tokens import safe_cut
-from langchain_relay.local.sequence import Sequence
+from langchain_relay.local.sequence import TAIL_CHARS, Sequence
 
 WORDS = re.compile(r" ?[^\W\d_]+| ?\d| ?[^\w\s]+|\s+(?!\S)|\s+|_")
 
@@ -79,15 +79,42 @@ def test_whole_words_of_a_span_are_tokenized_while_it_arrives():
     sequence = Sequence(0, [0], Words())
     for piece in ("one two", " three", " four"):
         sequence.change((piece,), 0, more_text=True)
-    assert len(sequence.tokens) == 1 + 3  # `four` may still grow
-    sequence.change((), 0, more_text=False)
     assert len(sequence.tokens) == 1 + 4
+    # `four` may still grow: evaluated before anybody asks only if that can be taken back.
+    assert sequence.feedable(rewinds=True) == 4
+    assert sequence.feedable(rewinds=False) == 4
+    sequence.note_evaluated(4)
+    assert sequence.feedable(rewinds=True) == 0
+    sequence.change(("teen",), 0, more_text=True)
+    assert sequence.tokens[-1] == sequence._vocab.tokenize(" fourteen")[0]
+    assert (len(sequence.tokens), sequence.evaluated, sequence.pending) == (5, 4, 1)
 
 
-def test_a_long_text_without_blanks_is_tokenized_once():
+def test_tokens_of_a_tail_that_stay_the_same_stay_evaluated():
+    sequence = Sequence(0, [0], Bytes())
+    sequence.change(("cat",), 0, more_text=True)
+    sequence.note_evaluated(4)
+    sequence.change(("s",), 0, more_text=True)
+    assert (sequence.evaluated, sequence.pending) == (4, 1)
+
+
+def test_a_long_text_without_blanks_is_not_tokenized_with_every_piece():
     vocab = Words()
-    written(vocab, *[("字",)] * 100)
-    assert vocab.asked == Counter({"字" * 100: 1})
+    written(vocab, *[("字",)] * 1000)
+    assert len(vocab.asked) <= TAIL_CHARS + 1
+    assert vocab.asked["字" * 1000] == 1
+
+
+def test_guesses_that_are_dropped_leave_nothing_behind():
+    sequence = Sequence(0, [65], Bytes())
+    sequence.change((66,), 0, more_text=False)
+    sequence.note_evaluated(2)
+    for guess in b"CD":
+        sequence.change((guess,), 0, more_text=False)
+    sequence.note_evaluated(1)
+    sequence.drop_guesses(2)
+    assert (sequence.tokens, sequence.evaluated, sequence.wasted_tokens) == ([65, 66], 2, 1)
+    assert sequence.text_of(67) == "C"
 
 
 def test_text_behind_an_id_does_not_merge_with_the_text_before_it():
