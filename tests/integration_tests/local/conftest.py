@@ -16,6 +16,13 @@ def model():
         yield model
 
 
+@pytest.fixture(scope="session")
+def steady():
+    """The same without running ahead: the context holds what was asked for, and nothing else."""
+    with LlamaCppModel(n_threads=1, n_ctx=1024, max_concurrency=4, run_ahead=0) as model:
+        yield model
+
+
 @pytest.fixture
 def start(model):
     """Opens sessions on the shared model and closes them at the end of the test."""
