@@ -116,3 +116,13 @@ def test_only_a_recurrent_state_is_evaluated_again_after_a_rewind(start, name):
     step(session, got[28], rewind=1)
     again = session.evaluated_tokens - before
     assert again == (1 if FORGETS_A_PART[name] else before)
+
+
+def test_a_rewind_far_beyond_a_sliding_window_leaves_no_trace(tiny_swa):
+    """With a cache of the window's size the cut would say yes, and the positions would be gone."""
+    with LlamaCppModel(tiny_swa, n_threads=1, n_ctx=1024, max_concurrency=1, n_batch=32) as model:
+        turns = [Turn("user", "Go on.")]
+        session = model.open(turns, SAMPLINGS["greedy"]).result(TIMEOUT_S)
+        got = steps(session, 601)
+        assert steps(session, 40, rewind=500) == got[100:140]
+        session.close()
