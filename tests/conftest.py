@@ -37,3 +37,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))
         if item.get_closest_marker("gguf"):
             item.add_marker(pytest.mark.xdist_group("gguf"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF of random weights (`tests/ggufs.py`) with a plain KV cache."""
+    from tests import ggufs
+
+    return ggufs.write_llama(tmp_path_factory.mktemp("ggufs") / "tiny-llama.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with a recurrent state, which cannot be cut."""
+    from tests import ggufs
+
+    return ggufs.write_mamba(tmp_path_factory.mktemp("ggufs") / "tiny-mamba.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with a recurrent layer and an attention layer."""
+    from tests import ggufs
+
+    return ggufs.write_hybrid(tmp_path_factory.mktemp("ggufs") / "tiny-hybrid.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_swa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with a layer that sees a window of 16 tokens."""
+    from tests import ggufs
+
+    return ggufs.write_swa(tmp_path_factory.mktemp("ggufs") / "tiny-swa.gguf")

@@ -140,6 +140,12 @@ def test_the_engine_imports_the_standard_library_only():
     forbid([a for a in arrows if a.target.split(".")[0] not in sys.stdlib_module_names])
 
 
+def test_prefix_files_imports_the_standard_library_only():
+    arrows = [arrow for arrow in ARROWS if arrow.source == f"{PACKAGE}.local.prefix_files"]
+    assert arrows
+    forbid([a for a in arrows if a.target.split(".")[0] not in sys.stdlib_module_names])
+
+
 def test_only_local_imports_llama_cpp():
     arrows = [arrow for arrow in ARROWS if within(arrow.target, "llama_cpp")]
     forbid([arrow for arrow in arrows if not within(arrow.source, f"{PACKAGE}.local")])
