@@ -52,11 +52,10 @@ def plan(asking: Iterable[Lease], feeding: Iterable[tuple[Lease, int]], n_batch:
     """
     rows, prompts = [], []
     for lease in asking:
-        pending = lease.sequence.pending
-        if pending == 1:
+        if lease.sequence.pending == 1:
             rows.append(Part(lease, 1))
         else:
-            prompts.append((lease, pending))
+            prompts.append((lease, lease.sequence.next_piece))
     fed = list(feeding)
     if rows or prompts:
         fed = [(lease, 1) for lease, _ in fed]

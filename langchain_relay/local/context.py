@@ -84,6 +84,11 @@ class LlamaContext:
         """Whether the chat template knows `<think>` tags."""
         return self.vocab.template.thinking
 
+    @property
+    def state_format(self) -> str:
+        """What must be the same for a saved state to be restored, beside model and adapter."""
+        return f"llama-cpp-python {llama_cpp.__version__}, keys {_EXACT_KEYS}, flash attention auto"
+
     def prompt(
         self, turns: Sequence[Turn], *, open_assistant: bool, known: Mapping[int, Sequence[int]]
     ) -> list[int]:

@@ -123,6 +123,11 @@ class Context(Protocol):
         """Whether the chat template knows `<think>` tags."""
         ...
 
+    @property
+    def state_format(self) -> str:
+        """What must be the same for a saved state to be restored, beside model and adapter."""
+        ...
+
     def prompt(
         self, turns: Sequence[Turn], *, open_assistant: bool, known: Mapping[int, Sequence[int]]
     ) -> list[int]:

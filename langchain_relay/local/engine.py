@@ -31,6 +31,7 @@ from langchain_relay.errors import (
 from langchain_relay.local.answers import FinishedAnswers
 from langchain_relay.local.batch import Part, plan
 from langchain_relay.local.lease import Lease, Opening
+from langchain_relay.local.prefixes import Prefixes
 from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, SIGNALS
 from langchain_relay.local.sequence import Sequence
 from langchain_relay.local.slots import Slot, Slots
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from langchain_relay.engine.events import Decode, Feed
     from langchain_relay.local.context_types import Context, TextGrammar
-    from langchain_relay.local.prefixes import Prefixes
+    from langchain_relay.local.prefix_files import PrefixFiles
     from langchain_relay.local.sampling import Chosen
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Engine:
         max_concurrency: Sequences of the context.
         n_batch: Tokens in one batch, at least `max_concurrency`.
         run_ahead: Steps decoded before they are asked for; 0 is off.
-        prefixes: Keeps long prompt prefixes on disk, or nothing does.
+        files: Where system prompts are kept for other processes; `None`: nowhere.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Engine:
         max_concurrency: int,
         n_batch: int,
         run_ahead: int = RUN_AHEAD,
-        prefixes: Callable[[Context], Prefixes] | None = None,
+        files: Callable[[Context], PrefixFiles] | None = None,
     ) -> None:
         self.loaded: Future[Context] = Future()
         self._load = load
@@ -140,9 +141,9 @@ class Engine:
         self._run_ahead = run_ahead
         self._slots = Slots(max_concurrency)
         self._answers = FinishedAnswers()
-        self._open_prefixes = prefixes
+        self._files = files
         self._prefixes: Prefixes | None = None
-        self._waiting: deque[tuple[Open, list[int]]] = deque()
+        self._waiting: deque[tuple[Open, list[int], int]] = deque()  # with prompt, system tokens
         self._leases: dict[Lease, None] = {}
         self._asking: dict[Lease, None] = {}  # in the order of their asks
         self._answered: set[Lease] = set()  # since the last batch, and silent since
@@ -205,8 +206,8 @@ class Engine:
             self._slots.rewinds = self._context.rewinds
             if not self._context.rewinds:
                 self._run_ahead = 0
-            if self._open_prefixes is not None:
-                self._prefixes = self._open_prefixes(self._context)
+            if self._files is not None:
+                self._prefixes = Prefixes(self._files(self._context), self._context)
             self.loaded.set_result(self._context)
             while not self._stopping:
                 self._receive()
@@ -223,8 +224,8 @@ class Engine:
     def _end(self, error: RelayError) -> None:
         self._ended = error
         self._refuse_inbox(error)
-        for opening, _ in self._waiting:
-            _fail(opening.future, error)
+        for asked, *_ in self._waiting:
+            _fail(asked.future, error)
         for lease in list(self._asking):
             self._fail_ask(lease, error)
         if not self.loaded.done():
@@ -291,10 +292,11 @@ class Engine:
                 known=self._answers.find(opening.turns),
             )
             self._check_prompt(prompt)
+            system = self._prefixes.system_tokens(opening.turns, prompt) if self._prefixes else 0
         except Exception as error:  # noqa: BLE001 - one chat's fault must not end the others
             _fail(asked.future, _ours(error))
         else:
-            self._waiting.append((asked, prompt))
+            self._waiting.append((asked, prompt, system))
 
     def _check_prompt(self, prompt: list[int]) -> None:
         n_ctx = self._context.n_ctx
@@ -311,7 +313,7 @@ class Engine:
     def _grant(self) -> None:
         """Lend free sequences to those who wait, first come first served."""
         while self._slots.free and self._waiting:
-            asked, prompt = self._waiting.popleft()
+            asked, prompt, system = self._waiting.popleft()
             if not asked.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
             try:
@@ -321,15 +323,16 @@ class Engine:
                 continue
             slot = self._prepared(prompt)
             sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
+            sequence.pause_at = system if system > slot.kept else 0
             lease = Lease(asked.opening, sequence, sampler)
             self._leases[lease] = None
             asked.future.set_result(asked.granted(lease, self._context))
 
     def _prepared(self, prompt: list[int]) -> Slot:
         """A sequence whose KV cache holds as much of `prompt` as can be had without evaluating."""
+        context = self._context
         leased = (lease.sequence for lease in self._leases)
         slot = self._slots.take(prompt, ((s.id, s.tokens[: s.evaluated]) for s in leased))
-        context = self._context
         if self._prefixes is not None:
             slot = self._prefixes.better(slot, prompt)
         if slot.donor is not None:
@@ -367,10 +370,10 @@ class Engine:
 
     def _dismiss(self, user: Hashable) -> None:
         error = LocalModelError("the local model was closed")
-        for asked, _ in self._waiting:
+        for asked, *_ in self._waiting:
             if asked.opening.user == user:
                 _fail(asked.future, error)
-        self._waiting = deque(item for item in self._waiting if item[0].opening.user != user)
+        self._waiting = deque(one for one in self._waiting if one[0].opening.user != user)
         for lease in [lease for lease in self._leases if lease.opening.user == user]:
             self._fail_ask(lease, error)
             self._take_back(lease)

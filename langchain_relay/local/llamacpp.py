@@ -6,6 +6,7 @@ import json
 import threading
 import weakref
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from langchain_relay.local.engine import (
     Resumed,
 )
 from langchain_relay.local.lease import Lease, Opening
+from langchain_relay.local.prefix_files import PrefixFiles
 from langchain_relay.local.sampling import choose
 from langchain_relay.local.threads import usable_cores
 
@@ -294,9 +296,22 @@ def _start_engine(settings: LlamaSettings) -> Engine:
         max_concurrency=settings.max_concurrency,
         n_batch=settings.n_batch,
         run_ahead=settings.run_ahead,
+        files=None if settings.state_dir is None else partial(_prefix_files, settings),
     )
     engine.start()
     return engine
+
+
+def _prefix_files(settings: LlamaSettings, context: Context) -> PrefixFiles:
+    assert settings.state_dir is not None, "only then are there files"
+    adapter = settings.adapter
+    facts = {
+        "model": models.fingerprint(settings.model),
+        "adapter": None if adapter is None else models.fingerprint(adapter),
+        "n_gpu_layers": settings.n_gpu_layers,
+        "state": context.state_format,
+    }
+    return PrefixFiles(settings.state_dir, max_bytes=settings.state_max_bytes, key=facts)
 
 
 def _at_least_one(name: str, value: int) -> int:

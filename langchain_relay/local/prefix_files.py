@@ -75,10 +75,15 @@ class PrefixFiles:
         self._key_hash = _hash(facts.encode())
         self._told: set[str] = set()
 
-    def find(self, ids: Sequence[int]) -> Prefix | None:
-        """The longest stored beginning of `ids`, which may be all of them, or `None`."""
+    def find(self, ids: Sequence[int], *, longer_than: int = 0) -> Prefix | None:
+        """The longest stored beginning of `ids`, which may be all of them, or `None`.
+
+        One of `longer_than` ids or less is not worth reading.
+        """
         packed = _packed(ids)
         for name in self._candidates(packed):
+            if _n_ids(name) <= longer_than:
+                break  # the longest come first
             payload = self._load(name, packed)
             if payload is not None:
                 self._touch(name)

@@ -61,6 +61,7 @@ class Sequence:
         reused_tokens: How many tokens of the prompt were in the KV cache already.
         evaluated_tokens: How many tokens were evaluated for this answer in all, repeats included.
         wasted_tokens: Of these, guesses that were taken back.
+        pause_at: Evaluate up to here first, since the state there is wanted; 0: nowhere.
     """
 
     def __init__(self, id: int, prompt: Items[int], vocab: Pieces, *, reused: int = 0) -> None:
@@ -70,6 +71,7 @@ class Sequence:
         self.evaluated = self.cached = self.reused_tokens = reused
         self.evaluated_tokens = 0
         self.wasted_tokens = 0
+        self.pause_at = 0
         self._vocab = vocab
         self._tail = ""  # foreign text whose tokens may still change
         self._tail_tokens = 0  # how many of the last ids spell it for now
@@ -84,6 +86,12 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are still to be evaluated."""
         return len(self.tokens) - self.evaluated
+
+    @property
+    def next_piece(self) -> int:
+        """Of these, tokens that may be evaluated in one go."""
+        paused = self.pause_at - self.evaluated
+        return min(self.pending, paused) if paused > 0 else self.pending
 
     @property
     def written(self) -> list[int]:

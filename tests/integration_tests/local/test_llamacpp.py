@@ -239,9 +239,7 @@ def test_fed_text_gives_the_same_ids_in_any_pieces(model, text, data):
     assert fed(pieces) == fed([text]) == [1, *vocab.tokenize(text, special=False, first=False)]
 
 
-def test_after_a_hand_over_only_the_command_s_last_token_and_the_span_are_evaluated(
-    start, steady
-):
+def test_after_a_hand_over_only_the_command_s_last_token_and_the_span_are_evaluated(start, steady):
     session = start(STORY, on=steady)
     got = steps(session, 5)
     before = session.evaluated_tokens

@@ -76,7 +76,8 @@ def test_fed_text_gives_the_same_ids_in_any_pieces(text, data):
 
 
 def test_whole_words_of_a_span_are_tokenized_while_it_arrives():
-    sequence = Sequence(0, [0], Words())
+    vocab = Words()
+    sequence = Sequence(0, [0], vocab)
     for piece in ("one two", " three", " four"):
         sequence.change((piece,), 0, more_text=True)
     assert len(sequence.tokens) == 1 + 4
@@ -86,7 +87,7 @@ def test_whole_words_of_a_span_are_tokenized_while_it_arrives():
     sequence.note_evaluated(4)
     assert sequence.feedable(rewinds=True) == 0
     sequence.change(("teen",), 0, more_text=True)
-    assert sequence.tokens[-1] == sequence._vocab.tokenize(" fourteen")[0]
+    assert sequence.tokens[-1] == vocab.tokenize(" fourteen")[0]
     assert (len(sequence.tokens), sequence.evaluated, sequence.pending) == (5, 4, 1)
 
 

@@ -1,0 +1,254 @@
+"""Decoding before it is asked for: it shows in time, never in text."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langchain_relay.engine.errors import LocalModelError
+from langchain_relay.engine.events import Decode, Feed
+from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
+from langchain_relay.local import LlamaCppModel
+from langchain_relay.local.engine import RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
+from langchain_relay.local.lease import Ahead
+from tests.unit_tests.local.counting import TIMEOUT_S, Counting
+
+LATE = Rule(ban=("Dx",))
+
+
+def model_on(context, run_ahead=RUN_AHEAD, n=2):
+    """A model whose engine decodes on `context`."""
+    model = LlamaCppModel(share=False, max_concurrency=n)
+    engine = Engine(lambda: context, max_concurrency=n, n_batch=8, run_ahead=run_ahead)
+    model._engine = engine
+    engine.start()
+    return model
+
+
+@pytest.fixture
+def context():
+    return Counting()
+
+
+@pytest.fixture
+def model(context):
+    model = model_on(context)
+    yield model
+    model._engine.stop()
+
+
+def session(model, text="A"):
+    return model.open([Turn("user", text)], Sampling()).result(TIMEOUT_S)
+
+
+def step(session, *append, **ask):
+    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
+
+
+def until(condition):
+    """Wait for the engine thread, which nobody can ask whether it rests."""
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the engine did not get there")
+
+
+def test_the_next_steps_are_decoded_while_nobody_asks(model, context):
+    answer = session(model)
+    got = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    assert got.text == "B"
+    assert context.cache[0] == list(b"ABCDEFGHI")
+
+
+def test_what_was_guessed_is_there_at_once_and_makes_room(model):
+    answer = session(model)
+    last = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    text = last.text
+    for _ in range(5):
+        future = answer.decode(Decode((last.id,)))
+        assert future.done()
+        last = future.result()
+        text += last.text
+    assert text == "BCDEFG"
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD + 5)
+    assert answer.wasted_tokens == 0
+
+
+def test_a_guess_that_was_wrong_leaves_no_trace(model, context):
+    answer = session(model)
+    step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    assert step(answer, ord("x")).text == "y"
+    assert answer.wasted_tokens == RUN_AHEAD
+    assert context.cache[0][:2] == list(b"Ax")
+    assert step(answer, rewind=1).text == "B"
+
+
+def test_another_rule_is_not_answered_with_what_was_decoded_under_the_last(model):
+    answer = session(model, "C")
+    got = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    assert step(answer, got.id, rule=Rule(ban=("Ex",))).text == "?"
+
+
+def test_a_feed_comes_between(model):
+    answer = session(model)
+    got = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    answer.feed(Feed((got.id, "xy")))
+    assert step(answer, got.id).text == "C"
+    assert bytes(answer._lease.sequence.tokens).startswith(b"ABxyB")
+
+
+def test_nothing_is_decoded_behind_an_end(model, context):
+    context.is_eog = lambda token: token == ord("D")
+    answer = session(model)
+    first = step(answer)
+    second = step(answer, first.id)
+    assert step(answer, second.id).eog
+    assert answer.evaluated_tokens == 3
+    assert step(answer, rewind=1).text == "C"
+
+
+def test_nothing_is_decoded_beyond_the_context(model, context):
+    answer = session(model, "x" * 46)
+    step(answer)
+    until(lambda: answer.evaluated_tokens == 50)
+    assert len(context.cache[0]) == 50
+
+
+def test_a_guess_that_cannot_be_decoded_fails_only_if_it_is_asked_for(model, context):
+    context.poison = ord("D")
+    answer = session(model)
+    first = step(answer)
+    second = step(answer, first.id)
+    third = step(answer, second.id)
+    assert third.text == "D"
+    with pytest.raises(LocalModelError, match="poison"):
+        step(answer, third.id)
+    assert step(answer, ord("x"), rewind=1).text == "y"
+
+
+def test_beside_others_less_is_guessed(context):
+    model = model_on(context)
+    silent, busy = session(model, "A"), session(model, "a")
+    step(silent)
+    until(lambda: silent.evaluated_tokens == 1 + RUN_AHEAD)
+    step(silent, ord("K"))  # all of it was wrong
+    until(lambda: silent.evaluated_tokens == 2 + 2 * RUN_AHEAD)
+    silent.close()
+    silent = session(model, "Z")
+    context.turnstile = threading.Semaphore(0)  # one batch at a time, while `busy` waits for it
+    asks = [silent.decode(Decode()), busy.decode(Decode())]
+    context.turnstile.release(2)
+    last = [ask.result(TIMEOUT_S) for ask in asks][1]
+    for _ in range(12):
+        ask = busy.decode(Decode((last.id,)))
+        if not ask.done():
+            context.turnstile.release()
+        last = ask.result(TIMEOUT_S)
+    assert silent.evaluated_tokens <= 1 + RUN_AHEAD_BESIDE
+    busy.close()
+    context.turnstile.release(100)
+    until(lambda: silent.evaluated_tokens == 1 + RUN_AHEAD)
+    model._engine.stop()
+
+
+def test_a_chat_that_is_not_read_stops_nobody(model):
+    unread, other = session(model), session(model, "a")
+    unread.decode(Decode()).result(TIMEOUT_S)
+    last = step(other)
+    for _ in range(15):
+        last = step(other, last.id)
+    assert last.text == "q"
+
+
+def test_a_forked_child_does_not_take_what_its_parent_decoded(model, monkeypatch):
+    answer = session(model)
+    got = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    with monkeypatch.context() as patch:
+        patch.setattr("langchain_relay.local.engine.os.getpid", lambda: -1)
+        with pytest.raises(LocalModelError, match="forked"):
+            step(answer, got.id)
+
+
+def test_steps_are_taken_once_and_in_order():
+    ahead = Ahead()
+    ahead.give(Step(1, "a"), FREE)
+    for number in (2, 3):
+        ahead.guess()
+        ahead.push(Step(number, str(number)))
+    assert not ahead.wanted(2)
+    assert ahead.take(Decode((9,))) == (None, False)
+    assert ahead.take(Decode((1,), rewind=1)) == (None, False)
+    assert ahead.take(Decode((1,))) == (Step(2, "2"), True)
+    assert ahead.take(Decode((1,))) == (None, False)
+    assert ahead.drop() == 1
+    assert ahead.take(Decode((2,))) == (None, False)
+    assert ahead.drop() == 0
+
+
+ASKS = st.lists(
+    st.one_of(
+        st.just("go on"),
+        st.just("go on"),
+        st.just("go on"),
+        st.tuples(st.just("rewind"), st.integers(0, 3)),
+        st.tuples(st.just("append"), st.sampled_from(["x", "BC", "é", " one two"])),
+        st.tuples(st.just("feed"), st.sampled_from(["k", " cat", " a b"])),
+        st.just("other rule"),
+        st.just("cancel"),
+    ),
+    max_size=14,
+)
+
+
+def played(session, asks):
+    """What `session` answers to `asks`; each ask is a function of the answers before it."""
+    texts, last, behind = [], step(session), 0
+    rule = FREE
+    for ask in asks:
+        append, rewind = (last.id,), 0
+        match ask:
+            case ("rewind", n):
+                append, rewind = (), min(n, behind)
+            case ("append", text):
+                append = (last.id, text)
+            case ("feed", text):
+                session.feed(Feed((last.id, text)))
+                append = ()
+                behind += 1 + len(text.encode())
+            case "other rule":
+                rule = LATE if rule is FREE else FREE
+            case "cancel":
+                session.decode(Decode((last.id,), rule=rule)).cancel()
+                behind += 1
+                append = (ord("!"),)
+        last = step(session, *append, rewind=rewind, rule=rule)
+        behind += sum(len(a.encode()) if isinstance(a, str) else 1 for a in append) - rewind
+        texts.append(last.text)
+    return texts
+
+
+@given(ASKS)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
+    answers = []
+    for run_ahead in (0, RUN_AHEAD):
+        context = Counting()
+        context.n_ctx = 1000
+        model = model_on(context, run_ahead)
+        answer = session(model)
+        try:
+            answers.append(played(answer, asks))
+        finally:
+            answer.close()
+            model._engine.stop()
+    assert answers[0] == answers[1]
