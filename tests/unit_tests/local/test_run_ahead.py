@@ -212,10 +212,12 @@ ASKS = st.lists(
 
 def played(session, asks):
     """What `session` answers to `asks`; each ask is a function of the answers before it."""
-    texts, last, behind = [], step(session), 0
+    texts: list[str] = []
+    last, behind = step(session), 0
     rule = FREE
     for ask in asks:
-        append, rewind = (last.id,), 0
+        append: tuple[int | str, ...] = (last.id,)
+        rewind = 0
         match ask:
             case ("rewind", n):
                 append, rewind = (), min(n, behind)
