@@ -151,7 +151,7 @@ class _Chat:
     sequence: int
     pending: list[int]
     parts: list[int]
-    position: int = 0
+    position: int
     ready_at: float = 0.0
     written: list[int] = field(default_factory=list)
 
@@ -161,17 +161,22 @@ def batched(
     prompts: Sequence[Sequence[int]],
     parts: Sequence[int],
     *,
+    starts: Sequence[int] = (),
     span: Sequence[int] = (),
     wait_s: float = 0.0,
 ) -> list[list[int]]:
     """Write one answer behind every prompt, all that are ready in one batch.
 
     Each writes `parts[0]` tokens, waits `wait_s` seconds, has the ids of `span` appended, writes
-    `parts[1]` tokens, and so on. Returns the sampled ids.
+    `parts[1]` tokens, and so on. `starts` are the positions of the prompts where something stands
+    before them already. Returns the sampled ids.
     """
-    chats = [_Chat(i, list(prompt), list(parts)) for i, prompt in enumerate(prompts)]
+    chats = [
+        _Chat(i, list(prompt), list(parts), start)
+        for i, (prompt, start) in enumerate(zip(prompts, starts or [0] * len(prompts), strict=True))
+    ]
     for chat in chats:
-        raw.cut(chat.sequence, 0)
+        raw.cut(chat.sequence, chat.position)
     going = list(chats)
     while going:
         ready = _wait_for_some(going)

@@ -55,7 +55,7 @@ class ModelServer:
             temperature=0,
             http_client=self._http,
             # It does not know `max_completion_tokens`.
-            extra_body={"max_tokens": max_tokens},
+            extra_body={"max_tokens": max_tokens, "repeat_penalty": 1.0},
         )
 
     def close(self) -> None:

@@ -1,0 +1,172 @@
+"""Eight chats that wait for a hosted model twice each, against a lock held over the wait.
+
+Every answer: 16 local tokens, a wait, a span of 8 tokens, 16 local tokens, a wait, a span, 16
+local tokens. A policy of its own hands over at these places, so the work is the same every time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.chat import EndedEarly, as_turns, fresh_messages, relay_model
+from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.plan import Plan
+from benchmarks.raw import Raw, batched
+from langchain_relay import RelayChatModel, relay_report
+from langchain_relay.engine.policy import AnswerContext, Handoff, Keep, Watch
+from langchain_relay.engine.values import Attempt, Delta, Step
+from langchain_relay.policies.watch import LocalWatch
+from langchain_relay.testing import ScriptedDelegate
+
+CHATS = 8
+PART = 16
+SPANS = 2
+SPAN = " one two three four five six seven eight"
+SPAN_TOKENS = 8
+LOCAL_TOKENS = PART * (SPANS + 1)
+TOKENS = LOCAL_TOKENS + SPANS * SPAN_TOKENS
+
+LOCK_BOUND = Bound(3.0)
+ENGINE_BOUND = Bound(0.93)
+BOUND_AT_S = 0.3
+
+RELAY, LOCK, RAW = "relay", "a lock held over the wait", "raw batched loop"
+
+
+@dataclass(frozen=True, slots=True)
+class EveryTokens:
+    """Hands over after every `part` local tokens, for `span_tokens` tokens."""
+
+    part: int = PART
+    span_tokens: int = SPAN_TOKENS
+    max_calls: int | None = SPANS
+    hide: bool = False
+    max_span_tokens: int | None = None
+    taught: bool = False
+
+    def watch(self, context: AnswerContext) -> Watch:
+        del context
+        return _Counting(self)
+
+
+class _Counting(LocalWatch):
+    def __init__(self, policy: EveryTokens) -> None:
+        self._policy = policy
+        self._steps = 0
+
+    def step(self, step: Step, held: str) -> Keep | Handoff:
+        del step, held
+        self._steps += 1
+        if self._steps % self._policy.part:
+            return Keep()
+        held_tokens = "hide" if self._policy.hide else "show"
+        return Handoff(self._policy.span_tokens, cause="benchmark", held=held_tokens)
+
+
+class Waiting(ScriptedDelegate):
+    """A hosted model that thinks for `wait_s` seconds and then answers all at once."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(SPAN)
+        self._wait_s = wait_s
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        time.sleep(self._wait_s)
+        yield Delta(SPAN, finish="length", model=self.model)
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        raise NotImplementedError("these chats run on threads")
+        yield
+
+
+def measure(plan: Plan) -> list[Row]:
+    """All three sides at every wait."""
+    n_ctx = TOKENS + 96
+    common = {"n_ctx": n_ctx, "max_concurrency": CHATS, "max_tokens": TOKENS}
+    rows = []
+    with Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=CHATS) as raw:
+        local = relay_model(plan, **common)._local  # noqa: SLF001 - one engine for all waits
+        with closing(local):
+            for wait_s in plan.waits_s:
+                fields = {**common, "model": local, "delegate": Waiting(wait_s)}
+                model = relay_model(plan, policy=EveryTokens(), **fields)
+                rows += _at(plan, wait_s, model, raw)
+    return rows
+
+
+def _at(plan: Plan, wait_s: float, model: RelayChatModel, raw: Raw) -> list[Row]:
+    lock = threading.Lock()
+    sides = {
+        RELAY: lambda: _answered(model, nullcontext()),
+        LOCK: lambda: _answered(model, lock),
+        RAW: lambda: _raw(raw, wait_s),
+    }
+    sides[RELAY]()
+    sides[RAW]()
+    rates = interleaved(sides, plan.rounds, lambda turn: plan.told(f"{wait_s:g} s waits, {turn}"))
+    judged = wait_s == BOUND_AT_S
+
+    def row(name: str, against: str, bound: Bound | None) -> Row:
+        return Row(
+            "waits",
+            f"{name}, {CHATS} chats, {SPANS} waits of {1000 * wait_s:.0f} ms",
+            "tokens/s",
+            rates[name],
+            against=against,
+            ratios=ratios(rates[name], rates[against]) if against else (),
+            bound=bound if judged else None,
+            facts={
+                "side": name,
+                "chats": CHATS,
+                "wait_s": wait_s,
+                "spans": SPANS,
+                "span_tokens": SPAN_TOKENS,
+                "local_tokens": LOCAL_TOKENS,
+            },
+        )
+
+    return [
+        row(LOCK, "", None),
+        row(RAW, LOCK, None),
+        row(RELAY, LOCK, LOCK_BOUND),
+        row(RELAY, RAW, ENGINE_BOUND),
+    ]
+
+
+def _answered(model: RelayChatModel, gate: Any) -> float:
+    """Tokens per second of all chats, local and hosted, from the first ask to the last word."""
+
+    def one(_: int) -> None:
+        with gate:
+            report = relay_report(model.invoke(fresh_messages()))
+        counts = (report.local_tokens, report.delegated_tokens)
+        if counts != (LOCAL_TOKENS, SPANS * SPAN_TOKENS):
+            raise EndedEarly(f"local and hosted tokens are {counts}")
+
+    return _rate(lambda: _on_threads(one))
+
+
+def _on_threads(one: Callable[[int], None]) -> None:
+    with ThreadPoolExecutor(CHATS) as pool:
+        list(pool.map(one, range(CHATS)))
+
+
+def _raw(raw: Raw, wait_s: float) -> float:
+    """The same work without anything around it; what it tokenizes is outside the clock."""
+    prompts = [raw.prompt(as_turns(fresh_messages())) for _ in range(CHATS)]
+    span = raw.vocab.tokenize(SPAN, special=False, first=False)
+    assert len(span) == SPAN_TOKENS, f"the span has {len(span)} tokens"
+    parts = [PART] * (SPANS + 1)
+    return _rate(lambda: batched(raw, prompts, parts, span=span, wait_s=wait_s))
+
+
+def _rate(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return CHATS * TOKENS / (time.perf_counter() - started)
