@@ -44,6 +44,11 @@ def as_turns(messages: Messages) -> list[Turn]:
     return turns(messages)
 
 
+def roomy(tokens: int) -> int:
+    """Context for a prompt of ours and `tokens` more; a multiple of 256, as llama.cpp rounds to."""
+    return -(-(tokens + 64) // 256) * 256
+
+
 def relay_model(plan: Plan, **fields: Any) -> RelayChatModel:
     """Greedy, with the threads and the model of `plan`."""
     settings = {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from benchmarks.chat import EndedEarly, Timed, as_turns, fresh_messages, relay_model, relayed
+from benchmarks.chat import EndedEarly, Timed, as_turns, fresh_messages, relay_model, relayed, roomy
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
@@ -23,7 +23,7 @@ BOUNDS = {8: Bound(1.6, failure=1.5), 16: Bound(1.9)}
 def measure(plan: Plan) -> list[Row]:
     """Relay and raw batched loop at every number of chats, each against one chat of its own."""
     most = max(plan.chats)
-    n_ctx = plan.chat_tokens + 96
+    n_ctx = roomy(plan.chat_tokens)
     model = relay_model(plan, n_ctx=n_ctx, max_concurrency=most)
     with (
         closing(model._local),  # noqa: SLF001 - made from a name, so closed by nobody else

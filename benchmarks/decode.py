@@ -12,7 +12,16 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
-from benchmarks.chat import Messages, Timed, as_turns, fresh_messages, relay_model, relayed, timed
+from benchmarks.chat import (
+    Messages,
+    Timed,
+    as_turns,
+    fresh_messages,
+    relay_model,
+    relayed,
+    roomy,
+    timed,
+)
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
@@ -48,7 +57,7 @@ def compare(
     plan: Plan, tokens: int, *, others: bool = False, n_gpu_layers: int = 0, topic: str = "decode"
 ) -> list[Row]:
     """Rows of one length."""
-    n_ctx = tokens + 128
+    n_ctx = roomy(tokens)
     missing: list[Row] = []
     with ExitStack() as stack:
         paths = {

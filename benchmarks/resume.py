@@ -1,8 +1,10 @@
 """Going on behind a hosted span: its tokens evaluated on a kept context, against doing just that.
 
 Both sides evaluate the same ids at the same position and take the likeliest next token. Before
-each resume both pause, as a relay does while a hosted model thinks. No span is used twice in a
-row, so nobody can keep what it evaluated.
+each resume both pause, as a relay does while a hosted model thinks: a decode after a pause takes
+longer than one in a row, on either side. A streamed span comes at the same pace on both, and only
+what follows its last piece is timed; the raw side evaluates each token the moment it is there. No
+span is used twice in a row, so nobody can keep what it evaluated.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from statistics import median
 
-from benchmarks.chat import Messages, as_turns, fresh_messages
+from benchmarks.chat import Messages, as_turns, fresh_messages, roomy
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
@@ -37,7 +39,7 @@ WORDS = " the of and to in is that for it as was with be by on not he his but at
 
 def measure(plan: Plan) -> list[Row]:
     """Every span length at every context size."""
-    n_ctx = max(plan.contexts) + max(plan.spans) + 64
+    n_ctx = roomy(max(plan.contexts) + max(plan.spans))
     rows = []
     with ExitStack() as stack:
         raw = stack.enter_context(Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads))
@@ -103,7 +105,7 @@ class _Both:
         def resumed() -> float:
             nonlocal rewind
             time.sleep(PAUSE_S)
-            *pieces, last = next(spans).replace(" ", "\0 ").split("\0")[1:]
+            *pieces, last = _pieces(next(spans))
             for piece in pieces:
                 self.session.feed(Feed((piece,), rewind=rewind))
                 rewind = 0
@@ -115,9 +117,25 @@ class _Both:
             return time.perf_counter() - started
 
         name = f"streamed {span}-token span"
-        rows = self._rows(name, self._raw_side(1), resumed, span, STREAMED_BOUND)
+        rows = self._rows(name, self._raw_streamed(span), resumed, span, STREAMED_BOUND)
         self.session.decode(Decode(rewind=span)).result()
         return rows
+
+    def _raw_streamed(self, span: int) -> Callable[[], float]:
+        spans = _spans(span)
+
+        def resumed() -> float:
+            ids = self.raw.vocab.tokenize(next(spans), special=False, first=False)
+            self.raw.cut(0, self.context)
+            time.sleep(PAUSE_S)
+            for at, token in enumerate(ids[:-1], start=self.context):
+                self.raw.extend([token], at)
+                time.sleep(PIECE_S)
+            started = time.perf_counter()
+            self.raw.extend(ids[-1:], self.context + span - 1)
+            return time.perf_counter() - started
+
+        return resumed
 
     def _raw_side(self, n: int) -> Callable[[], float]:
         spans = _spans(n)
@@ -176,6 +194,10 @@ def _timed_pause(resume: Callable[[], object]) -> float:
     started = time.perf_counter()
     resume()
     return time.perf_counter() - started
+
+
+def _pieces(span: str) -> list[str]:
+    return [f" {word}" for word in span.split()]
 
 
 def _spans(n: int) -> Iterator[str]:

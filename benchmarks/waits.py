@@ -14,7 +14,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.chat import EndedEarly, as_turns, fresh_messages, relay_model
+from benchmarks.chat import EndedEarly, as_turns, fresh_messages, relay_model, roomy
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
@@ -87,7 +87,7 @@ class Waiting(ScriptedDelegate):
 
 def measure(plan: Plan) -> list[Row]:
     """All three sides at every wait."""
-    n_ctx = TOKENS + 96
+    n_ctx = roomy(TOKENS)
     common = {"n_ctx": n_ctx, "max_concurrency": CHATS, "max_tokens": TOKENS}
     rows = []
     with Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=CHATS) as raw:
