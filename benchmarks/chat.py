@@ -1,4 +1,4 @@
-"""What the topics share: prompts that run on, timed streams, a relay of the benchmark's settings."""
+"""What the topics share: prompts that run on, timed streams, a relay with their settings."""
 
 from __future__ import annotations
 

@@ -63,9 +63,7 @@ def _name(who: str, chats: int) -> str:
 def _relay_side(model: RelayChatModel, chats: int, tokens: int) -> Callable[[], float]:
     def turn() -> float:
         with ThreadPoolExecutor(chats) as pool:
-            runs = list(
-                pool.map(lambda _: relayed(model, fresh_messages(), tokens), range(chats))
-            )
+            runs = list(pool.map(lambda _: relayed(model, fresh_messages(), tokens), range(chats)))
         return together(runs, tokens)
 
     return turn

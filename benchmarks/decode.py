@@ -119,9 +119,7 @@ def _raw(plan: Plan, tokens: int, n_ctx: int, n_gpu_layers: int, stack: ExitStac
         ended = time.perf_counter()
         # The loop tells of no single token: only its ends and their number count.
         times = (wrote_first, *[ended] * (tokens - 1))
-        return Timed(
-            raw.text([first, *written]), wrote_first - started, ended - wrote_first, times
-        )
+        return Timed(raw.text([first, *written]), wrote_first - started, ended - wrote_first, times)
 
     return path
 

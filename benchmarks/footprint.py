@@ -27,7 +27,8 @@ IMPORTS = {
 RELAY = """
     from benchmarks.chat import fresh_messages, relay_model, relayed
     from benchmarks.plan import Plan
-    model = relay_model(Plan(model={model!r}, threads={threads}), n_ctx={n_ctx}, max_concurrency={n})
+    plan = Plan(model={model!r}, threads={threads})
+    model = relay_model(plan, n_ctx={n_ctx}, max_concurrency={n})
     relayed(model, fresh_messages(), 16)
 """
 PROGRAMS = {
@@ -53,7 +54,8 @@ import re, resource, sys
 try:
     kb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 except OSError:
-    kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kb = peak / 1024 if sys.platform == "darwin" else peak
 print("measured", kb / 1024)
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import llama_cpp
 import numpy as np
@@ -36,7 +36,7 @@ class Raw:
     def __init__(
         self, model: str, *, n_ctx: int, n_threads: int, n_seq: int = 1, n_gpu_layers: int = 0
     ) -> None:
-        set_verbose(False)  # noqa: FBT003 - llama-cpp-python's own
+        set_verbose(False)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -116,7 +116,7 @@ class Raw:
         self.vocab.free()
         llama_cpp.llama_model_free(self._model)
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -192,8 +192,8 @@ def _wait_for_some(going: Sequence[_Chat]) -> list[_Chat]:
     earliest = min(chat.ready_at for chat in going)
     if (left_s := earliest - time.perf_counter()) > 0:
         time.sleep(left_s)
-    now = time.perf_counter()
-    return [chat for chat in going if chat.ready_at <= now] or [going[0]]
+    now = max(earliest, time.perf_counter())
+    return [chat for chat in going if chat.ready_at <= now]
 
 
 def _evaluate(raw: Raw, ready: Sequence[_Chat]) -> list[int | None]:

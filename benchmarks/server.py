@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -64,7 +64,7 @@ class ModelServer:
         self._process.wait()
         self._http.close()
 
-    def __enter__(self) -> ModelServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -6,6 +6,7 @@ local tokens. A policy of its own hands over at these places, so the work is the
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -77,12 +78,14 @@ class Waiting(ScriptedDelegate):
         self._wait_s = wait_s
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        del attempt
         time.sleep(self._wait_s)
         yield Delta(SPAN, finish="length", model=self.model)
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
-        raise NotImplementedError("these chats run on threads")
-        yield
+        del attempt
+        await asyncio.sleep(self._wait_s)
+        yield Delta(SPAN, finish="length", model=self.model)
 
 
 def measure(plan: Plan) -> list[Row]:
