@@ -12,7 +12,8 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from benchmarks.plan import Plan
 from langchain_relay import RelayChatModel
-from langchain_relay.engine.values import Turn
+from langchain_relay.engine.values import LocalModel, Turn
+from langchain_relay.local import LlamaCppModel
 from langchain_relay.messages import turns
 from langchain_relay.testing import ScriptedDelegate
 
@@ -49,16 +50,16 @@ def roomy(tokens: int) -> int:
     return -(-(tokens + 64) // 256) * 256
 
 
-def relay_model(plan: Plan, **fields: Any) -> RelayChatModel:
-    """Greedy, with the threads and the model of `plan`."""
-    settings = {
-        "model": plan.model,
-        "delegate": ScriptedDelegate(""),
-        "temperature": 0,
-        "n_threads": plan.threads,
-        **fields,
-    }
-    return RelayChatModel(**settings)
+def local_model(plan: Plan, **settings: Any) -> LlamaCppModel:
+    """The model and the threads of `plan`; to be closed by whoever asked for it."""
+    return LlamaCppModel(plan.model, n_threads=plan.threads, **settings)
+
+
+def relay_model(local: LocalModel, **fields: Any) -> RelayChatModel:
+    """A greedy relay over `local`."""
+    return RelayChatModel(
+        **{"model": local, "delegate": ScriptedDelegate(""), "temperature": 0, **fields}
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
-from benchmarks.chat import EndedEarly, Timed, as_turns, fresh_messages, relay_model, relayed, roomy
+from benchmarks.chat import (
+    EndedEarly,
+    Timed,
+    as_turns,
+    fresh_messages,
+    local_model,
+    relay_model,
+    relayed,
+    roomy,
+)
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
@@ -24,11 +32,11 @@ def measure(plan: Plan) -> list[Row]:
     """Relay and raw batched loop at every number of chats, each against one chat of its own."""
     most = max(plan.chats)
     n_ctx = roomy(plan.chat_tokens)
-    model = relay_model(plan, n_ctx=n_ctx, max_concurrency=most)
     with (
-        closing(model._local),  # noqa: SLF001 - made from a name, so closed by nobody else
+        local_model(plan, n_ctx=n_ctx, max_concurrency=most) as local,
         Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=most) as raw,
     ):
+        model = relay_model(local)
         sides: dict[str, Callable[[], float]] = {}
         for chats in plan.chats:
             sides[_name("relay", chats)] = _relay_side(model, chats, plan.chat_tokens)

@@ -6,11 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
 
-from benchmarks.chat import Messages, as_turns, fresh_messages, relay_model, relayed, roomy
+from benchmarks.chat import (
+    Messages,
+    as_turns,
+    fresh_messages,
+    local_model,
+    relay_model,
+    relayed,
+    roomy,
+)
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
@@ -25,11 +32,11 @@ IMPORTS = {
     "from langchain_relay import RelayChatModel": None,
 }
 RELAY = """
-    from benchmarks.chat import fresh_messages, relay_model, relayed
+    from benchmarks.chat import fresh_messages, local_model, relay_model, relayed
     from benchmarks.plan import Plan
     plan = Plan(model={model!r}, threads={threads})
-    model = relay_model(plan, n_ctx={n_ctx}, max_concurrency={n})
-    relayed(model, fresh_messages(), 16)
+    local = local_model(plan, n_ctx={n_ctx}, max_concurrency={n})
+    relayed(relay_model(local), fresh_messages(), 16)
 """
 PROGRAMS = {
     "Python with langchain_core.language_models": "import langchain_core.language_models",
@@ -76,8 +83,8 @@ def import_time(plan: Plan) -> list[Row]:
         return lambda: _measured(timed)
 
     sides = {statement: side(statement) for statement in IMPORTS}
-    for compiles in sides.values():
-        compiles()
+    for warm_up in sides.values():
+        warm_up()  # compiles
     ms = interleaved(sides, plan.rounds, plan.told)
     base = next(iter(IMPORTS))
     return [
@@ -113,11 +120,11 @@ def memory(plan: Plan) -> list[Row]:
 def first_token(plan: Plan) -> list[Row]:
     """From the call to the first text, for a prompt nobody has a cache of."""
     n_ctx = roomy(plan.prompt_tokens)
-    model = relay_model(plan, n_ctx=n_ctx, max_concurrency=1)
     with (
-        closing(model._local),  # noqa: SLF001 - made from a name, so closed by nobody else
+        local_model(plan, n_ctx=n_ctx, max_concurrency=1) as local,
         Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads) as raw,
     ):
+        model = relay_model(local)
 
         def conversation() -> Messages:
             return fresh_messages(plan.prompt_tokens - 40)
@@ -128,8 +135,8 @@ def first_token(plan: Plan) -> list[Row]:
             raw_name: lambda: _raw_first_ms(raw, conversation()),
             relay_name: lambda: 1000 * relayed(model, conversation(), 2).first_s,
         }
-        for warms_up in sides.values():
-            warms_up()
+        for warm_up in sides.values():
+            warm_up()
         ms = interleaved(sides, plan.rounds, plan.told)
     against = ratios(ms[relay_name], ms[raw_name])
     return [

@@ -118,7 +118,7 @@ def measure(plan: Plan) -> list[Row]:
         patch.object(llamacpp, "_start_engine", start),
         LlamaCppModel(plan.model, max_concurrency=1) as local,
     ):
-        model = relay_model(plan, model=local)
+        model = relay_model(local)
         n = plan.overhead_tokens
         works: dict[str, Callable[[], int]] = {
             "engine and session": lambda: _decoded(local, n),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.measure import Told
 
@@ -44,7 +45,7 @@ class Plan:
     told: Told = lambda _: None
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "rounds": 1,
     "decode_tokens": (24,),
     "prompt_tokens": 100,

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage
 
-from benchmarks.chat import EndedEarly, Messages, fresh_messages, relay_model, relayed, roomy
+from benchmarks.chat import (
+    EndedEarly,
+    Messages,
+    fresh_messages,
+    local_model,
+    relay_model,
+    relayed,
+    roomy,
+)
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.waits import SPAN_TOKENS, SPANS, EveryTokens, Waiting
@@ -96,11 +103,10 @@ class _Second:
 def measure(plan: Plan) -> list[Row]:
     """Evaluated tokens, cache reads and time to the first token."""
     n_ctx = roomy(plan.first_turn_tokens + ANSWER_TOKENS)
-    local = relay_model(plan, n_ctx=n_ctx)._local  # noqa: SLF001 - to be watched
-    with closing(local):
+    with local_model(plan, n_ctx=n_ctx) as local:
         watched = Watched(local)
         policy = EveryTokens(part=PART, hide=True)
-        model = relay_model(plan, model=watched, policy=policy, delegate=Waiting(0.1))
+        model = relay_model(watched, policy=policy, delegate=Waiting(0.1))
         second = _Second(plan, model, watched)
         sides: dict[str, Callable[[], float]] = {"cold": second.cold, "warm": second.warm}
         ms = interleaved(sides, plan.rounds, plan.told)

@@ -11,16 +11,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.chat import EndedEarly, as_turns, fresh_messages, relay_model, roomy
+from benchmarks.chat import EndedEarly, as_turns, fresh_messages, local_model, relay_model, roomy
 from benchmarks.measure import Bound, Row, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
 from langchain_relay import RelayChatModel, relay_report
-from langchain_relay.engine.policy import AnswerContext, Handoff, Keep, Watch
+from langchain_relay.engine.policy import AnswerContext, Handoff, Held, Keep, Watch
 from langchain_relay.engine.values import Attempt, Delta, Step
 from langchain_relay.policies.watch import LocalWatch
 from langchain_relay.testing import ScriptedDelegate
@@ -66,7 +66,7 @@ class _Counting(LocalWatch):
         self._steps += 1
         if self._steps % self._policy.part:
             return Keep()
-        held_tokens = "hide" if self._policy.hide else "show"
+        held_tokens: Held = "hide" if self._policy.hide else "show"
         return Handoff(self._policy.span_tokens, cause="benchmark", held=held_tokens)
 
 
@@ -91,15 +91,15 @@ class Waiting(ScriptedDelegate):
 def measure(plan: Plan) -> list[Row]:
     """All three sides at every wait."""
     n_ctx = roomy(TOKENS)
-    common = {"n_ctx": n_ctx, "max_concurrency": CHATS, "max_tokens": TOKENS}
+    fields = {"policy": EveryTokens(), "max_tokens": TOKENS}
     rows = []
-    with Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=CHATS) as raw:
-        local = relay_model(plan, **common)._local  # noqa: SLF001 - one engine for all waits
-        with closing(local):
-            for wait_s in plan.waits_s:
-                fields = {**common, "model": local, "delegate": Waiting(wait_s)}
-                model = relay_model(plan, policy=EveryTokens(), **fields)
-                rows += _at(plan, wait_s, model, raw)
+    with (
+        local_model(plan, n_ctx=n_ctx, max_concurrency=CHATS) as local,
+        Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=CHATS) as raw,
+    ):
+        for wait_s in plan.waits_s:
+            model = relay_model(local, delegate=Waiting(wait_s), **fields)
+            rows += _at(plan, wait_s, model, raw)
     return rows
 
 
