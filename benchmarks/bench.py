@@ -81,7 +81,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     rows, broken = _measure(names, plan, path)
     console = Console()
-    console.width = max(console.width, 110)  # no terminal counts as 80 columns
+    console.width = max(console.width, 140)  # no terminal counts as 80 columns
     console.print(table(rows, "quick: these numbers mean nothing" if quick else TITLE))
     _tell_misses(console, rows)
     console.print(f"written: {path.name}{_plot(rows, path.with_suffix('.png'))} in {path.parent}")
@@ -111,7 +111,7 @@ def _measure(names: Sequence[str], plan: Plan, path: Path) -> tuple[list[Row], b
                 progress.update(task, description=f"{head}: {turn}")
 
             try:
-                rows += import_module(f"benchmarks.{name}").measure(replace(plan, told=told))
+                rows += import_module(f"benchmarks.{name}").measure(plan, told)
             except (EndedEarly, RuntimeError, AssertionError) as error:
                 broken = True
                 rows.append(Row(name, name, "", note=f"broke off: {type(error).__name__}: {error}"))
@@ -125,13 +125,11 @@ def _measure(names: Sequence[str], plan: Plan, path: Path) -> tuple[list[Row], b
 
 def report(rows: Sequence[Row], plan: Plan) -> dict[str, Any]:
     """Everything a reader needs to judge the numbers."""
-    settings = asdict(replace(plan, told=print))
-    del settings["told"]
     return {
         "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {"cores": os.cpu_count(), "processor": processor()},
-        "plan": {**settings, "model": Path(plan.model).name, "sampling": "greedy"},
+        "plan": {**asdict(plan), "model": Path(plan.model).name, "sampling": "greedy"},
         "missed": [row.name for row in missed(rows)],
         "rows": [row.as_json() for row in rows],
     }
@@ -177,8 +175,9 @@ def _plot(rows: Sequence[Row], path: Path) -> str:
 def table(rows: Sequence[Row], title: str = TITLE) -> Table:
     """Medians, ratios with their range, verdicts."""
     shown = Table(title=title)
-    for column in ("", "median", "ratio (range)", "bound", ""):
-        shown.add_column(column, overflow="fold")
+    shown.add_column("")
+    for column in ("median", "ratio (range)", "bound", ""):
+        shown.add_column(column, no_wrap=True)
     topic = ""
     for row in rows:
         if row.topic != topic:

@@ -7,8 +7,10 @@ when the last of them has begun to the moment when the first of them ends.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 from benchmarks.chat import (
     EndedEarly,
@@ -20,30 +22,24 @@ from benchmarks.chat import (
     relayed,
     roomy,
 )
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
-from langchain_relay import RelayChatModel
+from benchmarks.worker import Worker
 
 BOUNDS = {8: Bound(1.6, failure=1.5), 16: Bound(1.9)}
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """Relay and raw batched loop at every number of chats, each against one chat of its own."""
-    most = max(plan.chats)
-    n_ctx = roomy(plan.chat_tokens)
-    with (
-        local_model(plan, n_ctx=n_ctx, max_concurrency=most) as local,
-        Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=most) as raw,
-    ):
-        model = relay_model(local)
+    with Worker(relay_chats, plan) as relay, Worker(raw_chats, plan) as raw:
         sides: dict[str, Callable[[], float]] = {}
         for chats in plan.chats:
-            sides[_name("relay", chats)] = _relay_side(model, chats, plan.chat_tokens)
-            sides[_name("raw batched loop", chats)] = _raw_side(raw, chats, plan.chat_tokens)
+            sides[_name("relay", chats)] = partial(relay, chats)
+            sides[_name("raw batched loop", chats)] = partial(raw, chats)
         for side in sides.values():
             side()
-        rates = interleaved(sides, plan.rounds, plan.told)
+        rates = interleaved(sides, plan.rounds, told)
     return [row for who in ("relay", "raw batched loop") for row in _rows(plan, who, rates)]
 
 
@@ -68,13 +64,19 @@ def _name(who: str, chats: int) -> str:
     return f"{who}, {chats} chat{'s' * (chats > 1)}"
 
 
-def _relay_side(model: RelayChatModel, chats: int, tokens: int) -> Callable[[], float]:
-    def turn() -> float:
+@contextmanager
+def relay_chats(plan: Plan) -> Iterator[Callable[[int], float]]:
+    """Answers of one `RelayChatModel`, which has room for all."""
+    tokens, most = plan.chat_tokens, max(plan.chats)
+
+    def turn(chats: int) -> float:
         with ThreadPoolExecutor(chats) as pool:
             runs = list(pool.map(lambda _: relayed(model, fresh_messages(), tokens), range(chats)))
         return together(runs, tokens)
 
-    return turn
+    with local_model(plan, n_ctx=roomy(tokens), max_concurrency=most) as local:
+        model = relay_model(local)
+        yield turn
 
 
 def together(runs: list[Timed], tokens: int) -> float:
@@ -92,12 +94,17 @@ def together(runs: list[Timed], tokens: int) -> float:
     return sum(begin < at <= end for run in runs for at in run.times) / (end - begin)
 
 
-def _raw_side(raw: Raw, chats: int, tokens: int) -> Callable[[], float]:
-    def turn() -> float:
+@contextmanager
+def raw_chats(plan: Plan) -> Iterator[Callable[[int], float]]:
+    """The raw loop over a batch, behind prompts that are evaluated before the clock starts."""
+    tokens, most = plan.chat_tokens, max(plan.chats)
+
+    def turn(chats: int) -> float:
         prompts = [raw.prompt(as_turns(fresh_messages())) for _ in range(chats)]
         firsts = [raw.prefill(prompt, number) for number, prompt in enumerate(prompts)]
         started = time.perf_counter()
         batched(raw, [[first] for first in firsts], [tokens - 1], starts=list(map(len, prompts)))
         return chats * (tokens - 1) / (time.perf_counter() - started)
 
-    return turn
+    with Raw(plan.model, n_ctx=roomy(tokens), n_threads=plan.threads, n_seq=most) as raw:
+        yield turn

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -24,10 +24,11 @@ from benchmarks.chat import (
     roomy,
     timed,
 )
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
 from benchmarks.server import ModelServer
+from benchmarks.worker import Make, Worker
 from langchain_relay.local import models
 
 RAW = "raw llama_decode loop"
@@ -46,34 +47,45 @@ NOTES = {
 }
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """All paths at the first length, relay and raw at the others."""
     first, *others = plan.decode_tokens
-    rows = compare(plan, first, others=True)
+    rows = compare(plan, told, first, others=True)
     for tokens in others:
-        rows += compare(plan, tokens)
+        rows += compare(plan, told, tokens)
     return rows
 
 
 def compare(
-    plan: Plan, tokens: int, *, others: bool = False, n_gpu_layers: int = 0, topic: str = "decode"
+    plan: Plan,
+    told: Told,
+    tokens: int,
+    *,
+    others: bool = False,
+    n_gpu_layers: int = 0,
+    topic: str = "decode",
 ) -> list[Row]:
-    """Rows of one length."""
-    n_ctx = roomy(tokens)
+    """Rows of one length, every path in a process of its own."""
     missing: list[Row] = []
     with ExitStack() as stack:
+
+        def start(make: Make, *arguments: Any) -> Path:
+            return stack.enter_context(Worker(make, plan, tokens, *arguments))
+
         paths = {
-            RAW: _raw(plan, tokens, n_ctx, n_gpu_layers, stack),
-            RELAY: _relay(plan, tokens, n_ctx, stack, n_gpu_layers=n_gpu_layers),
+            RAW: start(raw_path, n_gpu_layers),
+            RELAY: start(relay_path, {"max_concurrency": 1, "n_gpu_layers": n_gpu_layers}),
         }
-        if others:
-            four = _relay(plan, tokens, n_ctx, stack, max_concurrency=4)
-            paths[f"{RELAY}, max_concurrency=4"] = four
-            paths |= _other_paths(plan, tokens, n_ctx, stack, missing)
-        return [*_rows(plan, tokens, paths, topic), *missing]
+        for name, make, *arguments in OTHERS if others else ():
+            try:
+                paths[name] = start(make, *arguments)
+            except (ImportError, OSError) as error:
+                why = f"{type(error).__name__}: {error}"
+                missing.append(Row(topic, f"{name}, {tokens} tokens", "tokens/s", note=why))
+        return [*_rows(plan, told, tokens, paths, topic), *missing]
 
 
-def _rows(plan: Plan, tokens: int, paths: Mapping[str, Path], topic: str) -> list[Row]:
+def _rows(plan: Plan, told: Told, tokens: int, paths: Mapping[str, Path], topic: str) -> list[Row]:
     conversations = [fresh_messages() for _ in range(plan.rounds)]
     texts: dict[str, list[str]] = {name: [] for name in paths}
 
@@ -87,7 +99,7 @@ def _rows(plan: Plan, tokens: int, paths: Mapping[str, Path], topic: str) -> lis
 
     for path in paths.values():
         path(fresh_messages())  # loads, and warms up
-    rates = interleaved({name: side(name) for name in paths}, plan.rounds, plan.told)
+    rates = interleaved({name: side(name) for name in paths}, plan.rounds, told)
     return [
         Row(
             topic,
@@ -107,58 +119,75 @@ def _rows(plan: Plan, tokens: int, paths: Mapping[str, Path], topic: str) -> lis
     ]
 
 
-def _raw(plan: Plan, tokens: int, n_ctx: int, n_gpu_layers: int, stack: ExitStack) -> Path:
-    raw = stack.enter_context(
-        Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_gpu_layers=n_gpu_layers)
-    )
+# --- the paths, each opened in its own process ----------------------------------------------------
+
+
+@contextmanager
+def raw_path(plan: Plan, tokens: int, n_gpu_layers: int) -> Iterator[Path]:
+    """The lowest-level loop."""
+    settings = {"n_ctx": roomy(tokens), "n_threads": plan.threads, "n_gpu_layers": n_gpu_layers}
+    with Raw(plan.model, **settings) as raw:
+
+        def path(messages: Messages) -> Timed:
+            ids = raw.prompt(as_turns(messages))
+            started = time.perf_counter()
+            first = raw.prefill(ids)
+            wrote_first = time.perf_counter()
+            written = raw.generate(first, len(ids), tokens - 1)
+            ended = time.perf_counter()
+            # The loop tells of no single token: only its ends and their number count.
+            times = (wrote_first, *[ended] * (tokens - 1))
+            text = raw.text([first, *written])
+            return Timed(text, wrote_first - started, ended - wrote_first, times)
+
+        yield path
+
+
+@contextmanager
+def relay_path(plan: Plan, tokens: int, settings: dict[str, Any]) -> Iterator[Path]:
+    """`RelayChatModel.stream` without hand-overs."""
+    with local_model(plan, n_ctx=roomy(tokens), **settings) as local:
+        model = relay_model(local)
+        yield lambda messages: relayed(model, messages, tokens)
+
+
+@contextmanager
+def generate_path(plan: Plan, tokens: int) -> Iterator[Path]:
+    """`Llama.generate`, its tokens turned into text one by one."""
+    llama = _llama(plan, tokens)
 
     def path(messages: Messages) -> Timed:
-        ids = raw.prompt(as_turns(messages))
-        started = time.perf_counter()
-        first = raw.prefill(ids)
-        wrote_first = time.perf_counter()
-        written = raw.generate(first, len(ids), tokens - 1)
-        ended = time.perf_counter()
-        # The loop tells of no single token: only its ends and their number count.
-        times = (wrote_first, *[ended] * (tokens - 1))
-        return Timed(raw.text([first, *written]), wrote_first - started, ended - wrote_first, times)
+        turns = as_turns(messages)
+        text = "".join(f"<|im_start|>{t.role}\n{t.content}<|im_end|>\n" for t in turns)
+        prompt = f"{text}<|im_start|>assistant\n".encode()
+        ids = llama.tokenize(prompt, add_bos=False, special=True)
+        written = islice(llama.generate(ids, temp=0.0), tokens)
+        return timed(llama.detokenize([token]).decode(errors="replace") for token in written)
 
-    return path
+    with closing(llama):
+        yield path
 
 
-def _relay(plan: Plan, tokens: int, n_ctx: int, stack: ExitStack, **fields: Any) -> Path:
-    local = local_model(plan, n_ctx=n_ctx, **{"max_concurrency": 1, **fields})
-    model = relay_model(stack.enter_context(local))
-    return lambda messages: relayed(model, messages, tokens)
+@contextmanager
+def completion_path(plan: Plan, tokens: int) -> Iterator[Path]:
+    """`Llama.create_chat_completion`, streamed."""
+    llama = _llama(plan, tokens)
+
+    def path(messages: Messages) -> Timed:
+        parts = [{"role": t.role, "content": t.content} for t in as_turns(messages)]
+        chunks = llama.create_chat_completion(parts, temperature=0, max_tokens=tokens, stream=True)
+        return timed(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+    with closing(llama):
+        yield path
 
 
-def _other_paths(
-    plan: Plan, tokens: int, n_ctx: int, stack: ExitStack, missing: list[Row]
-) -> dict[str, Path]:
-    """The ways of others; what cannot be imported or started becomes a row that says why."""
-    paths: dict[str, Path] = {}
-    llama = _llama(plan, n_ctx)
-    stack.callback(llama.close)
-    paths["Llama.generate"] = lambda messages: _generate(llama, messages, tokens)
-    paths["Llama.create_chat_completion"] = lambda messages: _complete(llama, messages, tokens)
-    for name, make in (
-        ("ChatLlamaCpp.stream", _community),
-        ("ChatOpenAI on llama_cpp.server", _server),
-    ):
-        try:
-            paths[name] = make(plan, tokens, n_ctx, stack)
-        except (ImportError, OSError) as error:
-            why = f"{type(error).__name__}: {error}"
-            missing.append(Row("decode", f"{name}, {tokens} tokens", "tokens/s", note=why))
-    return paths
-
-
-def _llama(plan: Plan, n_ctx: int) -> Any:
-    from llama_cpp import Llama  # noqa: PLC0415 - seconds, and only for this
+def _llama(plan: Plan, tokens: int) -> Any:
+    from llama_cpp import Llama  # noqa: PLC0415 - only for these two
 
     return Llama(
         str(models.resolve(plan.model)),
-        n_ctx=n_ctx,
+        n_ctx=roomy(tokens),
         n_threads=plan.threads,
         n_threads_batch=plan.threads,
         flash_attn=True,
@@ -166,25 +195,14 @@ def _llama(plan: Plan, n_ctx: int) -> Any:
     )
 
 
-def _generate(llama: Any, messages: Messages, tokens: int) -> Timed:
-    text = "".join(f"<|im_start|>{t.role}\n{t.content}<|im_end|>\n" for t in as_turns(messages))
-    ids = llama.tokenize(f"{text}<|im_start|>assistant\n".encode(), add_bos=False, special=True)
-    written = islice(llama.generate(ids, temp=0.0), tokens)
-    return timed(llama.detokenize([token]).decode(errors="replace") for token in written)
-
-
-def _complete(llama: Any, messages: Messages, tokens: int) -> Timed:
-    parts = [{"role": t.role, "content": t.content} for t in as_turns(messages)]
-    chunks = llama.create_chat_completion(parts, temperature=0, max_tokens=tokens, stream=True)
-    return timed(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-
-
-def _community(plan: Plan, tokens: int, n_ctx: int, stack: ExitStack) -> Path:
-    from langchain_community.chat_models import ChatLlamaCpp  # noqa: PLC0415 - an extra of its own
+@contextmanager
+def community_path(plan: Plan, tokens: int) -> Iterator[Path]:
+    """`ChatLlamaCpp.stream` of langchain-community."""
+    from langchain_community.chat_models import ChatLlamaCpp  # noqa: PLC0415 - a group of its own
 
     model = ChatLlamaCpp(
         model_path=str(models.resolve(plan.model)),
-        n_ctx=n_ctx,
+        n_ctx=roomy(tokens),
         n_threads=plan.threads,
         n_batch=512,  # its default of 8 is about prefill, which is apart
         temperature=0,
@@ -193,27 +211,38 @@ def _community(plan: Plan, tokens: int, n_ctx: int, stack: ExitStack) -> Path:
         max_tokens=tokens,
         verbose=False,
     )
-    stack.callback(model.client.close)
-    return lambda messages: timed(_texts(model.stream(messages)))
+    with closing(model.client):
+        yield lambda messages: timed(_texts(model.stream(messages)))
 
 
-def _server(plan: Plan, tokens: int, n_ctx: int, stack: ExitStack) -> Path:
-    server = stack.enter_context(ModelServer(plan, n_ctx))
-    one, all_of_them = server.client(1), server.client(tokens)
+@contextmanager
+def server_path(plan: Plan, tokens: int) -> Iterator[Path]:
+    """`ChatOpenAI.stream` on `llama_cpp.server`.
 
-    def path(messages: Messages) -> Timed:
-        """Its first pieces come late and in a bunch, so a clock that starts with them flatters.
+    Its first pieces come late and in a bunch, so a clock that starts with them flatters. So the
+    prompt is evaluated by a request of its own, of which the server keeps the cache, and the clock
+    starts with the second request.
+    """
+    with ModelServer(plan, roomy(tokens)) as server:
+        one, all_of_them = server.client(1), server.client(tokens)
 
-        The prompt is evaluated by a request of its own, of which the server keeps the cache, and
-        the clock starts with the request.
-        """
-        one.invoke(messages)
-        started = time.perf_counter()
-        run = timed(_texts(all_of_them.stream(messages)))
-        return replace(run, writing_s=run.first_s + run.writing_s, times=(started, *run.times))
+        def path(messages: Messages) -> Timed:
+            one.invoke(messages)
+            started = time.perf_counter()
+            run = timed(_texts(all_of_them.stream(messages)))
+            return replace(run, writing_s=run.first_s + run.writing_s, times=(started, *run.times))
 
-    return path
+        yield path
 
 
 def _texts(chunks: Any) -> Iterator[str]:
     return (str(chunk.content) for chunk in chunks)
+
+
+OTHERS: list[tuple[Any, ...]] = [
+    (f"{RELAY}, max_concurrency=4", relay_path, {"max_concurrency": 4}),
+    ("Llama.generate", generate_path),
+    ("Llama.create_chat_completion", completion_path),
+    ("ChatLlamaCpp.stream", community_path),
+    ("ChatOpenAI on llama_cpp.server", server_path),
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,9 +19,10 @@ from benchmarks.chat import (
     relayed,
     roomy,
 )
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
+from benchmarks.worker import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_BOUND = Bound(1.1, at="most")
@@ -67,12 +69,12 @@ print("measured", kb / 1024)
 """
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """All three."""
-    return [*import_time(plan), *memory(plan), *first_token(plan)]
+    return [*import_time(plan, told), *memory(plan, told), *first_token(plan, told)]
 
 
-def import_time(plan: Plan) -> list[Row]:
+def import_time(plan: Plan, told: Told) -> list[Row]:
     """Each in a fresh interpreter, byte code already compiled."""
 
     def side(statement: str) -> Callable[[], float]:
@@ -85,7 +87,7 @@ def import_time(plan: Plan) -> list[Row]:
     sides = {statement: side(statement) for statement in IMPORTS}
     for warm_up in sides.values():
         warm_up()  # compiles
-    ms = interleaved(sides, plan.rounds, plan.told)
+    ms = interleaved(sides, plan.rounds, told)
     base = next(iter(IMPORTS))
     return [
         Row(
@@ -101,7 +103,7 @@ def import_time(plan: Plan) -> list[Row]:
     ]
 
 
-def memory(plan: Plan) -> list[Row]:
+def memory(plan: Plan, told: Told) -> list[Row]:
     """Peak resident memory of fresh processes that wrote 16 tokens, n_ctx 2048 per chat."""
     facts = {"model": plan.model, "threads": plan.threads, "n_ctx": N_CTX}
 
@@ -110,34 +112,23 @@ def memory(plan: Plan) -> list[Row]:
 
     sides = {name: side(program) for name, program in PROGRAMS.items()}
     # Memory does not drift: three rounds say as much as seven.
-    found = interleaved(sides, min(plan.rounds, 3), plan.told)
+    found = interleaved(sides, min(plan.rounds, 3), told)
     return [
         Row("footprint", f"peak memory: {name}", "MB", values, facts={"n_ctx": N_CTX})
         for name, values in found.items()
     ]
 
 
-def first_token(plan: Plan) -> list[Row]:
+def first_token(plan: Plan, told: Told) -> list[Row]:
     """From the call to the first text, for a prompt nobody has a cache of."""
-    n_ctx = roomy(plan.prompt_tokens)
-    with (
-        local_model(plan, n_ctx=n_ctx, max_concurrency=1) as local,
-        Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads) as raw,
-    ):
-        model = relay_model(local)
-
-        def conversation() -> Messages:
-            return fresh_messages(plan.prompt_tokens - 40)
-
-        raw_name = f"first token behind {plan.prompt_tokens} tokens: raw"
-        relay_name = f"first token behind {plan.prompt_tokens} tokens: RelayChatModel.stream"
-        sides = {
-            raw_name: lambda: _raw_first_ms(raw, conversation()),
-            relay_name: lambda: 1000 * relayed(model, conversation(), 2).first_s,
-        }
-        for warm_up in sides.values():
-            warm_up()
-        ms = interleaved(sides, plan.rounds, plan.told)
+    raw_name, relay_name = (
+        f"first token behind {plan.prompt_tokens} tokens: {who}"
+        for who in ("raw", "RelayChatModel.stream")
+    )
+    with Worker(raw_first, plan) as raw, Worker(relay_first, plan) as relay:
+        raw()
+        relay()
+        ms = interleaved({raw_name: raw, relay_name: relay}, plan.rounds, told)
     against = ratios(ms[relay_name], ms[raw_name])
     return [
         Row("footprint", raw_name, "ms", ms[raw_name]),
@@ -145,11 +136,30 @@ def first_token(plan: Plan) -> list[Row]:
     ]
 
 
-def _raw_first_ms(raw: Raw, messages: Messages) -> float:
-    ids = raw.prompt(as_turns(messages))
-    started = time.perf_counter()
-    raw.prefill(ids)
-    return 1000 * (time.perf_counter() - started)
+def _conversation(plan: Plan) -> Messages:
+    return fresh_messages(plan.prompt_tokens - 40)
+
+
+@contextmanager
+def raw_first(plan: Plan) -> Iterator[Callable[[], float]]:
+    """Milliseconds of one prefill and argmax."""
+    with Raw(plan.model, n_ctx=roomy(plan.prompt_tokens), n_threads=plan.threads) as raw:
+
+        def turn() -> float:
+            ids = raw.prompt(as_turns(_conversation(plan)))
+            started = time.perf_counter()
+            raw.prefill(ids)
+            return 1000 * (time.perf_counter() - started)
+
+        yield turn
+
+
+@contextmanager
+def relay_first(plan: Plan) -> Iterator[Callable[[], float]]:
+    """Milliseconds until a reader of `RelayChatModel.stream` has the first text."""
+    with local_model(plan, n_ctx=roomy(plan.prompt_tokens), max_concurrency=1) as local:
+        model = relay_model(local)
+        yield lambda: 1000 * relayed(model, _conversation(plan), 2).first_s
 
 
 def _measured(program: str) -> float:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import llama_cpp
 
 from benchmarks.decode import compare
-from benchmarks.measure import Row
+from benchmarks.measure import Row, Told
 from benchmarks.plan import Plan
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """The decode comparison on the GPU, or a row that says why not."""
     if why := _no_gpu():
         return [Row("gpu", "RelayChatModel.stream, n_gpu_layers=-1", "tokens/s", note=why)]
-    return compare(plan, plan.decode_tokens[0], n_gpu_layers=-1, topic="gpu")
+    return compare(plan, told, plan.decode_tokens[0], n_gpu_layers=-1, topic="gpu")
 
 
 def _no_gpu() -> str:

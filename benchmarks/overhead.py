@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.chat import fresh_messages, relay_model
-from benchmarks.measure import Bound, Row, interleaved
+from benchmarks.measure import Bound, Row, Told, interleaved
 from benchmarks.plan import Plan
 from langchain_relay import RelayChatModel
 from langchain_relay.engine.drivers import adrive, drive
@@ -106,7 +106,7 @@ class Nobody:
         pass
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """Layer by layer; each row contains the ones it is built on."""
 
     def start(settings: Any) -> Engine:
@@ -130,7 +130,7 @@ def measure(plan: Plan) -> list[Row]:
         for work in works.values():
             work()
         sides = {name: _us_per_token(work, n) for name, work in works.items()}
-        found = interleaved(sides, plan.rounds, plan.told)
+        found = interleaved(sides, plan.rounds, told)
     return [
         Row(
             "overhead",

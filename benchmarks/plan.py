@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import Told
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -26,7 +24,6 @@ class Plan:
         waits_s: How long a hosted model lets wait.
         first_turn_tokens: Size of the conversation before its second turn, roughly.
         overhead_tokens: Tokens of one turn of the overhead measurement.
-        told: Hears about progress.
     """
 
     model: str = "smollm2-135m"
@@ -42,7 +39,6 @@ class Plan:
     waits_s: tuple[float, ...] = (0.1, 0.3)
     first_turn_tokens: int = 1500
     overhead_tokens: int = 2000
-    told: Told = lambda _: None
 
 
 QUICK: dict[str, Any] = {

@@ -10,16 +10,18 @@ span is used twice in a row, so nobody can keep what it evaluated.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count, islice
 from statistics import median
+from typing import Any
 
-from benchmarks.chat import Messages, as_turns, fresh_messages, roomy
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.chat import Messages, as_turns, fresh_messages, local_model, roomy
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw
+from benchmarks.worker import Worker
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import LocalSession, Sampling
 from langchain_relay.local import LlamaCppModel
@@ -37,171 +39,200 @@ PIECE_S = 0.03
 WORDS = " the of and to in is that for it as was with be by on not he his but at are this have from"
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """Every span length at every context size."""
-    n_ctx = roomy(max(plan.contexts) + max(plan.spans))
     rows = []
-    with ExitStack() as stack:
-        raw = stack.enter_context(Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads))
-        model = stack.enter_context(
-            LlamaCppModel(plan.model, n_ctx=n_ctx, n_threads=plan.threads, max_concurrency=1)
-        )
+    with Worker(raw_side, plan) as raw, Worker(session_side, plan) as session:
         for context in plan.contexts:
-            rows += _at(plan, context, raw, model)
+            messages = raw("conversation", context)
+            raw("begin", messages)
+            session("begin", messages)
+            for span in plan.spans:
+                rows += _rows(plan, told, (raw, session), context=context, span=span)
+            span = STREAMED_SPAN
+            rows += _rows(plan, told, (raw, session), context=context, span=span, streamed=True)
     return rows
 
 
-def _at(plan: Plan, context: int, raw: Raw, model: LlamaCppModel) -> list[Row]:
-    messages = _conversation(raw, context)
-    session = model.open(as_turns(messages), Sampling(temperature=0)).result()
-    try:
-        session.decode(Decode()).result()
-        raw.prefill(raw.prompt(as_turns(messages)))
-        both = _Both(plan, raw, session, session.prompt_tokens)
-        rows = [row for span in plan.spans for row in both.whole(span)]
-        return [*rows, *both.streamed(STREAMED_SPAN)]
-    finally:
-        session.close()
+def _rows(
+    plan: Plan,
+    told: Told,
+    workers: tuple[Worker, Worker],
+    *,
+    context: int,
+    span: int,
+    streamed: bool = False,
+) -> list[Row]:
+    """Milliseconds of both sides; each turn is the median of several resumes."""
+    what = "streamed" if streamed else "whole"
+    raw, session = workers
+    sides = {
+        "raw": partial(raw, what, span, plan.resumes),
+        "session": partial(session, what, span, plan.resumes),
+    }
+    for side in sides.values():
+        side()  # so that the first round is like the others
+    name = f"{'streamed ' if streamed else ''}{span}-token span at {context} tokens"
+    ms = interleaved(sides, plan.rounds, lambda turn: told(f"{name}, {turn}"))
+    against = f"raw: {'last token of the' if streamed else 'the same'} {name}"
+    facts = {"context_tokens": context, "span_tokens": span, "streamed": streamed}
+    bound = STREAMED_BOUND if streamed else BOUND
+    return [
+        Row("resume", against, "ms", ms["raw"], facts={**facts, "side": "raw"}),
+        Row(
+            "resume",
+            name,
+            "ms",
+            ms["session"],
+            against=against,
+            ratios=ratios(ms["session"], ms["raw"]),
+            bound=bound if (context, span) == BOUND_AT else None,
+            facts={**facts, "side": "session"},
+        ),
+    ]
 
 
-def _conversation(raw: Raw, context: int) -> Messages:
-    """A prompt of exactly `context` tokens."""
-    words = context - len(raw.prompt(as_turns(fresh_messages())))
-    messages = fresh_messages(words)
-    found = len(raw.prompt(as_turns(messages)))
-    assert found == context, f"the prompt has {found} tokens instead of {context}"
-    return messages
+# --- the sides, each opened in its own process ----------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Both:
-    """The two sides at one context size; spans are taken back after each resume."""
-
-    plan: Plan
-    raw: Raw
-    session: LocalSession
-    context: int
-
-    def whole(self, span: int) -> list[Row]:
-        """The span is there at once."""
-        spans = _spans(span)
-        first = next(spans)
-        self.session.decode(Decode((first,))).result()
-
-        def resumed() -> float:
-            return _timed_pause(
-                lambda: self.session.decode(Decode((next(spans),), rewind=span)).result()
-            )
-
-        rows = self._rows(f"{span}-token span", self._raw_side(span), resumed, span, BOUND)
-        self.session.decode(Decode(rewind=span)).result()
-        return rows
-
-    def streamed(self, span: int) -> list[Row]:
-        """The span comes in pieces; from its last one to the next token, against one decode."""
-        spans = _spans(span)
-        rewind = 0
-
-        def resumed() -> float:
-            nonlocal rewind
-            time.sleep(PAUSE_S)
-            *pieces, last = _pieces(next(spans))
-            for piece in pieces:
-                self.session.feed(Feed((piece,), rewind=rewind))
-                rewind = 0
-                time.sleep(PIECE_S)
-            started = time.perf_counter()
-            self.session.feed(Feed((last,)))
-            self.session.decode(Decode()).result()
-            rewind = span
-            return time.perf_counter() - started
-
-        name = f"streamed {span}-token span"
-        rows = self._rows(name, self._raw_streamed(span), resumed, span, STREAMED_BOUND)
-        self.session.decode(Decode(rewind=span)).result()
-        return rows
-
-    def _raw_streamed(self, span: int) -> Callable[[], float]:
-        spans = _spans(span)
-
-        def resumed() -> float:
-            ids = self.raw.vocab.tokenize(next(spans), special=False, first=False)
-            self.raw.cut(0, self.context)
-            time.sleep(PAUSE_S)
-            for at, token in enumerate(ids[:-1], start=self.context):
-                self.raw.extend([token], at)
-                time.sleep(PIECE_S)
-            started = time.perf_counter()
-            self.raw.extend(ids[-1:], self.context + span - 1)
-            return time.perf_counter() - started
-
-        return resumed
-
-    def _raw_side(self, n: int) -> Callable[[], float]:
-        spans = _spans(n)
-
-        def resumed() -> float:
-            ids = self.raw.vocab.tokenize(next(spans), special=False, first=False)
-            self.raw.cut(0, self.context)
-            return _timed_pause(lambda: self.raw.extend(ids, self.context))
-
-        return resumed
-
-    def _rows(
-        self,
-        name: str,
-        raw: Callable[[], float],
-        relay: Callable[[], float],
-        span: int,
-        bound: Bound,
-    ) -> list[Row]:
-        """Milliseconds of both; each turn is the median of several resumes."""
-
-        def several(one: Callable[[], float]) -> Callable[[], float]:
-            return lambda: 1000 * median(one() for _ in range(self.plan.resumes))
-
-        relay()  # both sides once, so that the first round is like the others
-        raw()
-        at = f"at {self.context} tokens"
-        told = self.plan.told
-        names = ("raw", "session")
-        ms = interleaved(
-            dict(zip(names, map(several, (raw, relay)), strict=True)),
-            self.plan.rounds,
-            lambda turn: told(f"{name} {at}, {turn}"),
-        )
-        streamed = bound is STREAMED_BOUND
-        against = f"raw: {'one decode' if streamed else f'{span} tokens'} {at}"
-        facts = {"context_tokens": self.context, "span_tokens": span, "streamed": streamed}
-        return [
-            Row("resume", against, "ms", ms["raw"], facts={**facts, "side": "raw"}),
-            Row(
-                "resume",
-                f"{name} {at}",
-                "ms",
-                ms["session"],
-                against=against,
-                ratios=ratios(ms["session"], ms["raw"]),
-                bound=bound if (self.context, span) == BOUND_AT else None,
-                facts={**facts, "side": "session"},
-            ),
-        ]
+def _n_ctx(plan: Plan) -> int:
+    return roomy(max(plan.contexts) + max(plan.spans))
 
 
-def _timed_pause(resume: Callable[[], object]) -> float:
-    """Seconds of `resume`, after a pause that is not counted."""
-    time.sleep(PAUSE_S)
-    started = time.perf_counter()
-    resume()
-    return time.perf_counter() - started
+@contextmanager
+def raw_side(plan: Plan) -> Iterator[Callable[..., Any]]:
+    """Calls of `RawSide` by name."""
+    with Raw(plan.model, n_ctx=_n_ctx(plan), n_threads=plan.threads) as raw:
+        side = RawSide(raw)
+        yield lambda what, *arguments: getattr(side, what)(*arguments)
+
+
+@contextmanager
+def session_side(plan: Plan) -> Iterator[Callable[..., Any]]:
+    """Calls of `SessionSide` by name."""
+    with local_model(plan, n_ctx=_n_ctx(plan), max_concurrency=1) as model:
+        side = SessionSide(model)
+        yield lambda what, *arguments: getattr(side, what)(*arguments)
+
+
+class RawSide:
+    """Spans evaluated behind one prompt, which stays in the KV cache."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._raw = raw
+        self._context = 0
+
+    def conversation(self, context: int) -> Messages:
+        """A prompt of exactly `context` tokens."""
+        words = context - len(self._ids(fresh_messages()))
+        messages = fresh_messages(words)
+        found = len(self._ids(messages))
+        assert found == context, f"the prompt has {found} tokens instead of {context}"
+        return messages
+
+    def begin(self, messages: Messages) -> None:
+        ids = self._ids(messages)
+        self._raw.prefill(ids)
+        self._context = len(ids)
+
+    def whole(self, span: int, times: int) -> float:
+        """Milliseconds to evaluate `span` tokens that are there at once."""
+        return _median_ms(self._whole, map(self._span_ids, _spans(span, times)))
+
+    def streamed(self, span: int, times: int) -> float:
+        """Milliseconds to evaluate the last of `span` tokens that came one by one."""
+        return _median_ms(self._streamed, map(self._span_ids, _spans(span, times)))
+
+    def _whole(self, ids: list[int]) -> float:
+        self._raw.cut(0, self._context)
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        self._raw.extend(ids, self._context)
+        return time.perf_counter() - started
+
+    def _streamed(self, ids: list[int]) -> float:
+        self._raw.cut(0, self._context)
+        time.sleep(PAUSE_S)
+        for at, token in enumerate(ids[:-1], start=self._context):
+            self._raw.extend([token], at)
+            time.sleep(PIECE_S)
+        started = time.perf_counter()
+        self._raw.extend(ids[-1:], self._context + len(ids) - 1)
+        return time.perf_counter() - started
+
+    def _ids(self, messages: Messages) -> list[int]:
+        return self._raw.prompt(as_turns(messages))
+
+    def _span_ids(self, span: str) -> list[int]:
+        ids = self._raw.vocab.tokenize(span, special=False, first=False)
+        assert len(ids) == len(_pieces(span)), f"{span!r} has {len(ids)} tokens"
+        return ids
+
+
+class SessionSide:
+    """The same on a session of the local model; every span is taken back by the next resume."""
+
+    def __init__(self, model: LlamaCppModel) -> None:
+        self._model = model
+        self._session: LocalSession | None = None
+        self._rewind = 0
+
+    def begin(self, messages: Messages) -> None:
+        if self._session is not None:
+            self._session.close()
+        sampling = Sampling(temperature=0)
+        self._session = self._model.open(as_turns(messages), sampling).result()
+        self._session.decode(Decode()).result()
+        self._rewind = 0
+
+    def whole(self, span: int, times: int) -> float:
+        """Milliseconds from the ask with `span` tokens to the next token."""
+        return _median_ms(self._whole, _spans(span, times))
+
+    def streamed(self, span: int, times: int) -> float:
+        """Milliseconds from the last piece of a span to the next token."""
+        return _median_ms(self._streamed, _spans(span, times))
+
+    def _whole(self, span: str) -> float:
+        assert self._session is not None
+        time.sleep(PAUSE_S)
+        started = time.perf_counter()
+        self._session.decode(Decode((span,), rewind=self._rewind)).result()
+        ended = time.perf_counter()
+        self._rewind = len(_pieces(span))
+        return ended - started
+
+    def _streamed(self, span: str) -> float:
+        assert self._session is not None
+        time.sleep(PAUSE_S)
+        *pieces, last = _pieces(span)
+        for piece in pieces:
+            self._session.feed(Feed((piece,), rewind=self._rewind))
+            self._rewind = 0
+            time.sleep(PIECE_S)
+        started = time.perf_counter()
+        self._session.feed(Feed((last,)))
+        self._session.decode(Decode()).result()
+        ended = time.perf_counter()
+        self._rewind = len(pieces) + 1
+        return ended - started
+
+
+def _median_ms(one: Callable[[Any], float], spans: Iterable[Any]) -> float:
+    return 1000 * median(one(span) for span in spans)
+
+
+_starts = count()
+
+
+def _spans(n: int, times: int) -> list[str]:
+    """Spans of `n` tokens; each begins with another one than the last."""
+    words = WORDS.split()
+    return [
+        "".join(f" {words[(start + i) % len(words)]}" for i in range(n))
+        for start in islice(_starts, times)
+    ]
 
 
 def _pieces(span: str) -> list[str]:
     return [f" {word}" for word in span.split()]
-
-
-def _spans(n: int) -> Iterator[str]:
-    """Spans of `n` tokens; each begins with another one than the last."""
-    words = WORDS.split()
-    for start in count():
-        yield "".join(f" {words[(start + i) % len(words)]}" for i in range(n))

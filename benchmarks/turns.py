@@ -23,7 +23,7 @@ from benchmarks.chat import (
     relayed,
     roomy,
 )
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.waits import SPAN_TOKENS, SPANS, EveryTokens, Waiting
 from langchain_relay import RelayChatModel, relay_report
@@ -100,7 +100,7 @@ class _Second:
         return 1000 * relayed(self.model, messages, max_tokens=1).first_s
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """Evaluated tokens, cache reads and time to the first token."""
     n_ctx = roomy(plan.first_turn_tokens + ANSWER_TOKENS)
     with local_model(plan, n_ctx=n_ctx) as local:
@@ -109,7 +109,7 @@ def measure(plan: Plan) -> list[Row]:
         model = relay_model(watched, policy=policy, delegate=Waiting(0.1))
         second = _Second(plan, model, watched)
         sides: dict[str, Callable[[], float]] = {"cold": second.cold, "warm": second.warm}
-        ms = interleaved(sides, plan.rounds, plan.told)
+        ms = interleaved(sides, plan.rounds, told)
     return _rows(plan, second, ms)
 
 
@@ -127,7 +127,7 @@ def _rows(plan: Plan, second: _Second, ms: Mapping[str, tuple[float, ...]]) -> l
         Row(
             "turns",
             f"{what}: reported as cache reads",
-            "of the first turn's tokens",
+            "of turn 1",
             tuple(second.reads),
             note=f"median {100 * median(second.reads):.1f} %",
         ),

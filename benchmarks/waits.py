@@ -2,6 +2,9 @@
 
 Every answer: 16 local tokens, a wait, a span of 8 tokens, 16 local tokens, a wait, a span, 16
 local tokens. A policy of its own hands over at these places, so the work is the same every time.
+The eight conversations are the same in every round and were begun before the first: what is timed
+is a conversation's next answer, not its prompt, as far as the engine keeps what it evaluated. The
+raw loop does.
 """
 
 from __future__ import annotations
@@ -11,14 +14,24 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from benchmarks.chat import EndedEarly, as_turns, fresh_messages, local_model, relay_model, roomy
-from benchmarks.measure import Bound, Row, interleaved, ratios
+from benchmarks.chat import (
+    EndedEarly,
+    Messages,
+    as_turns,
+    fresh_messages,
+    local_model,
+    relay_model,
+    roomy,
+)
+from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.raw import Raw, batched
+from benchmarks.worker import Worker
 from langchain_relay import RelayChatModel, relay_report
 from langchain_relay.engine.policy import AnswerContext, Handoff, Held, Keep, Watch
 from langchain_relay.engine.values import Attempt, Delta, Step
@@ -88,31 +101,21 @@ class Waiting(ScriptedDelegate):
         yield Delta(SPAN, finish="length", model=self.model)
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan, told: Told) -> list[Row]:
     """All three sides at every wait."""
-    n_ctx = roomy(TOKENS)
-    fields = {"policy": EveryTokens(), "max_tokens": TOKENS}
-    rows = []
-    with (
-        local_model(plan, n_ctx=n_ctx, max_concurrency=CHATS) as local,
-        Raw(plan.model, n_ctx=n_ctx, n_threads=plan.threads, n_seq=CHATS) as raw,
-    ):
-        for wait_s in plan.waits_s:
-            model = relay_model(local, delegate=Waiting(wait_s), **fields)
-            rows += _at(plan, wait_s, model, raw)
-    return rows
+    with Worker(relay_chats, plan) as relay, Worker(raw_chats, plan) as raw:
+        return [row for wait_s in plan.waits_s for row in _at(plan, told, wait_s, relay, raw)]
 
 
-def _at(plan: Plan, wait_s: float, model: RelayChatModel, raw: Raw) -> list[Row]:
-    lock = threading.Lock()
+def _at(plan: Plan, told: Told, wait_s: float, relay: Worker, raw: Worker) -> list[Row]:
     sides = {
-        RELAY: lambda: _answered(model, nullcontext()),
-        LOCK: lambda: _answered(model, lock),
-        RAW: lambda: _raw(raw, wait_s),
+        RELAY: partial(relay, wait_s),
+        LOCK: partial(relay, wait_s, "locked"),
+        RAW: partial(raw, wait_s),
     }
     sides[RELAY]()
     sides[RAW]()
-    rates = interleaved(sides, plan.rounds, lambda turn: plan.told(f"{wait_s:g} s waits, {turn}"))
+    rates = interleaved(sides, plan.rounds, lambda turn: told(f"{wait_s:g} s waits, {turn}"))
     judged = wait_s == BOUND_AT_S
 
     def row(name: str, against: str, bound: Bound | None) -> Row:
@@ -142,34 +145,57 @@ def _at(plan: Plan, wait_s: float, model: RelayChatModel, raw: Raw) -> list[Row]
     ]
 
 
-def _answered(model: RelayChatModel, gate: Any) -> float:
-    """Tokens per second of all chats, local and hosted, from the first ask to the last word."""
+@contextmanager
+def relay_chats(plan: Plan) -> Iterator[Callable[..., float]]:
+    """`RelayChatModel.invoke` on eight threads; locked, one answer after the other."""
+    lock = threading.Lock()
+    conversations = [fresh_messages() for _ in range(CHATS)]
 
-    def one(_: int) -> None:
-        with gate:
-            report = relay_report(model.invoke(fresh_messages()))
-        counts = (report.local_tokens, report.delegated_tokens)
-        if counts != (LOCAL_TOKENS, SPANS * SPAN_TOKENS):
-            raise EndedEarly(f"local and hosted tokens are {counts}")
+    def turn(wait_s: float, locked: str = "") -> float:
+        gate = lock if locked else nullcontext()
+        model = relay_model(
+            local, policy=EveryTokens(), delegate=Waiting(wait_s), max_tokens=TOKENS
+        )
 
-    return _rate(lambda: _on_threads(one))
+        def all_at_once() -> None:
+            with ThreadPoolExecutor(CHATS) as pool:
+                list(pool.map(lambda messages: _answer(model, messages, gate), conversations))
+
+        return _rate(all_at_once)
+
+    with local_model(plan, n_ctx=roomy(TOKENS), max_concurrency=CHATS) as local:
+        yield turn
 
 
-def _on_threads(one: Callable[[int], None]) -> None:
-    with ThreadPoolExecutor(CHATS) as pool:
-        list(pool.map(one, range(CHATS)))
+def _answer(model: RelayChatModel, messages: Messages, gate: Any) -> None:
+    with gate:
+        report = relay_report(model.invoke(messages))
+    counts = (report.local_tokens, report.delegated_tokens)
+    if counts != (LOCAL_TOKENS, SPANS * SPAN_TOKENS):
+        raise EndedEarly(f"local and hosted tokens are {counts}")
 
 
-def _raw(raw: Raw, wait_s: float) -> float:
+@contextmanager
+def raw_chats(plan: Plan) -> Iterator[Callable[[float], float]]:
     """The same work without anything around it; what it tokenizes is outside the clock."""
-    prompts = [raw.prompt(as_turns(fresh_messages())) for _ in range(CHATS)]
-    span = raw.vocab.tokenize(SPAN, special=False, first=False)
-    assert len(span) == SPAN_TOKENS, f"the span has {len(span)} tokens"
     parts = [PART] * (SPANS + 1)
-    return _rate(lambda: batched(raw, prompts, parts, span=span, wait_s=wait_s))
+
+    def turn(wait_s: float) -> float:
+        span = raw.vocab.tokenize(SPAN, special=False, first=False)
+        assert len(span) == SPAN_TOKENS, f"the span has {len(span)} tokens"
+        return _rate(lambda: batched(raw, lasts, parts, starts=starts, span=span, wait_s=wait_s))
+
+    with Raw(plan.model, n_ctx=roomy(TOKENS), n_threads=plan.threads, n_seq=CHATS) as raw:
+        prompts = [raw.prompt(as_turns(fresh_messages())) for _ in range(CHATS)]
+        for number, prompt in enumerate(prompts):
+            raw.prefill(prompt, number)
+        # The scores behind the last token are needed again, so that one is evaluated in each turn.
+        lasts, starts = [p[-1:] for p in prompts], [len(p) - 1 for p in prompts]
+        yield turn
 
 
 def _rate(work: Callable[[], object]) -> float:
+    """Tokens per second of all chats, local and hosted, from the first ask to the last word."""
     started = time.perf_counter()
     work()
     return CHATS * TOKENS / (time.perf_counter() - started)
