@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,10 @@ from langchain_relay.testing import ScriptedDelegate
 
 Messages = list[BaseMessage]
 
+COUNT = HumanMessage("Count from 1 upwards, one number per line, and never stop.")
+LONG: Messages = [SystemMessage("You are a helpful assistant."), COUNT]
+"""Greedy SmolLM2 writes on for more than 1,700 tokens behind it."""
+
 _numbers = itertools.count(1000)
 
 
@@ -29,15 +33,29 @@ class EndedEarly(Exception):
 def fresh_messages(words: int = 0) -> Messages:
     """A conversation nobody has a cache of: its first words have not been used before.
 
-    Greedy SmolLM2 writes on for more than 1,700 tokens behind it.
-
     Args:
         words: Makes the prompt longer by so many tokens.
     """
-    return [
-        SystemMessage(f"This is conversation {next(_numbers)}.{' word' * words}"),
-        HumanMessage("Count from 1 upwards, one number per line, and never stop."),
-    ]
+    return [SystemMessage(f"This is conversation {next(_numbers)}.{' word' * words}"), COUNT]
+
+
+def that_run_on(n: int, write: Callable[[Messages], object]) -> list[Messages]:
+    """`n` conversations behind which `write` does not end early; about one in ten does.
+
+    Raises:
+        EndedEarly: far more than that do.
+    """
+    found: list[Messages] = []
+    for _ in range(10 * n):
+        messages = fresh_messages()
+        try:
+            write(messages)
+        except EndedEarly:
+            continue
+        found.append(messages)
+        if len(found) == n:
+            return found
+    raise EndedEarly(f"of {10 * n} conversations only {len(found)} ran on")
 
 
 def as_turns(messages: Messages) -> list[Turn]:

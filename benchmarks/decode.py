@@ -14,10 +14,10 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.chat import (
+    LONG,
     Messages,
     Timed,
     as_turns,
-    fresh_messages,
     local_model,
     relay_model,
     relayed,
@@ -47,13 +47,12 @@ NOTES = {
 }
 
 
-def measure(plan: Plan, told: Told) -> list[Row]:
+def measure(plan: Plan, told: Told) -> Iterator[Row]:
     """All paths at the first length, relay and raw at the others."""
     first, *others = plan.decode_tokens
-    rows = compare(plan, told, first, others=True)
+    yield from compare(plan, told, first, others=True)
     for tokens in others:
-        rows += compare(plan, told, tokens)
-    return rows
+        yield from compare(plan, told, tokens)
 
 
 def compare(
@@ -86,19 +85,18 @@ def compare(
 
 
 def _rows(plan: Plan, told: Told, tokens: int, paths: Mapping[str, Path], topic: str) -> list[Row]:
-    conversations = [fresh_messages() for _ in range(plan.rounds)]
     texts: dict[str, list[str]] = {name: [] for name in paths}
 
     def side(name: str) -> Callable[[], float]:
         def turn() -> float:
-            run = paths[name](conversations[len(texts[name])])
+            run = paths[name](LONG)
             texts[name].append(run.text)
             return run.rate(tokens)
 
         return turn
 
     for path in paths.values():
-        path(fresh_messages())  # loads, and warms up
+        path(LONG)  # loads, and warms up
     rates = interleaved({name: side(name) for name in paths}, plan.rounds, told)
     return [
         Row(

@@ -39,19 +39,17 @@ PIECE_S = 0.03
 WORDS = " the of and to in is that for it as was with be by on not he his but at are this have from"
 
 
-def measure(plan: Plan, told: Told) -> list[Row]:
+def measure(plan: Plan, told: Told) -> Iterator[Row]:
     """Every span length at every context size."""
-    rows = []
     with Worker(raw_side, plan) as raw, Worker(session_side, plan) as session:
         for context in plan.contexts:
             messages = raw("conversation", context)
             raw("begin", messages)
             session("begin", messages)
             for span in plan.spans:
-                rows += _rows(plan, told, (raw, session), context=context, span=span)
+                yield from _rows(plan, told, (raw, session), context=context, span=span)
             span = STREAMED_SPAN
-            rows += _rows(plan, told, (raw, session), context=context, span=span, streamed=True)
-    return rows
+            yield from _rows(plan, told, (raw, session), context=context, span=span, streamed=True)
 
 
 def _rows(
