@@ -1,0 +1,58 @@
+"""A GGUF's vocabulary and chat template without its weights, for servers that do not tell theirs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from langchain_relay.local import models
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_relay.local.template import ChatTemplate
+    from langchain_relay.local.vocab import Vocab
+
+
+class GgufVocabulary:
+    """Reads the file at first use.
+
+    Args:
+        model: An alias, a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.
+
+    Raises:
+        ModelNotFound: no such alias or file, or a file that is no GGUF.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        models.check(model)
+        self._model = model
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        return self._vocab.template
+
+    @property
+    def control_texts(self) -> Sequence[str]:
+        """The texts of all control tokens."""
+        return self._vocab.control_texts
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a whole prompt: control text becomes control tokens."""
+        return self._vocab.with_bos(self._vocab.tokenize(text, special=True, first=True))
+
+    def count(self, text: str) -> int:
+        """Tokens of plain `text` as a continuation."""
+        return self._vocab.count(text)
+
+    @cached_property
+    def _vocab(self) -> Vocab:
+        import llama_cpp
+
+        from langchain_relay.local.vocab import Vocab
+
+        path = models.resolve(self._model)
+        self._llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+        return Vocab(self._llama._model.model)  # noqa: SLF001 - the low-level pointer is only here
