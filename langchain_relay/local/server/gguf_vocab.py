@@ -1,4 +1,4 @@
-"""A GGUF's vocabulary and chat template without its weights, for servers that do not tell theirs."""
+"""A GGUF's vocabulary and chat template without its weights, where a server does not tell its."""
 
 from __future__ import annotations
 

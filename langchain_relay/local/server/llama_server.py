@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from langchain_relay.errors import LocalModelError, UsageMistake
@@ -21,7 +22,7 @@ from langchain_relay.local.server.dialect import (
     ServerSettings,
     Written,
 )
-from langchain_relay.local.server.prompt import SUSPICIOUS, first_parts, parts
+from langchain_relay.local.server.prompt import SUSPICIOUS, parts
 from langchain_relay.local.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -69,11 +70,10 @@ class LlamaServer:
     async def prompt(self, turns: Sequence[Turn], *, open_assistant: bool) -> list[Item]:
         """See `Dialect.prompt`."""
         controls = [text for turn in turns for text in await self._controls_in(turn.content)]
-        ids = []
-        for part, first in first_parts(
-            parts(self._template, turns, controls, open_assistant=open_assistant)
-        ):
-            ids += await self._tokenize(part.text, special=not part.plain, first=first)
+        ids: list[int] = []
+        listed = parts(self._template, turns, controls, open_assistant=open_assistant)
+        for i, part in enumerate(listed):
+            ids += await self._tokenize(part.text, special=not part.plain, first=i == 0)
         if self._bos and ids[:1] != self._bos:
             ids = [*self._bos, *ids]
         return [Item("", tuple(ids), len(ids))]
@@ -108,7 +108,7 @@ class LlamaServer:
         chosen = asked.chosen
         body: dict[str, Any] = {
             **self._settings.extra_body,
-            "prompt": [id for item in asked.prefix for id in item.ids],
+            "prompt": [token for item in asked.prefix for token in item.ids],
             "n_predict": asked.limit,
             "stream": True,
             "cache_prompt": True,
@@ -130,7 +130,7 @@ class LlamaServer:
             "seed": asked.seed,
             "n_probs": 2 if asked.rule.signals else 0,
             "post_sampling_probs": False,
-            "logit_bias": [[id, False] for id in asked.banned],
+            "logit_bias": [[token, False] for token in asked.banned],
         }
         if asked.slot is not None:
             body["id_slot"] = asked.slot
@@ -157,8 +157,8 @@ class LlamaServer:
     async def _adapter_id(self, name: str) -> int:
         adapters = await self._http.json("/lora-adapters")
         for adapter in adapters:
-            path = str(adapter.get("path", ""))
-            if name in {path, path.rsplit("/", 1)[-1], path.rsplit("/", 1)[-1].split(".")[0]}:
+            path = PurePath(str(adapter.get("path", "")))
+            if name in {str(path), path.name, path.stem}:
                 return int(adapter["id"])
         known = [adapter.get("path") for adapter in adapters]
         raise UsageMistake(

@@ -1,41 +1,31 @@
-"""`CompletionServerModel`: the local model on an inference server. Constructing it sends nothing."""
+"""`CompletionServerModel`: the local model on a server. Constructing it sends nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx
 
-from langchain_relay.errors import (
-    ContextOverflowError,
-    LocalModelError,
-    RelayError,
-    UsageMistake,
-)
+from langchain_relay.errors import LocalModelError, UsageMistake
 from langchain_relay.local.sampling import choose
-from langchain_relay.local.server.dialect import Dialect, Facts, ServerSettings
+from langchain_relay.local.server.dialect import ServerSettings
 from langchain_relay.local.server.gguf_vocab import GgufVocabulary
-from langchain_relay.local.server.llama_server import LlamaServer
-from langchain_relay.local.server.openai_completions import FLAVOURS, OpenAICompletions
-from langchain_relay.local.server.transport import Http, Loop, NoSuchPage
-from langchain_relay.local.server.writer import Line, Terms, Writer
+from langchain_relay.local.server.openai_completions import FLAVOURS
+from langchain_relay.local.server.service import Opening, Places, Service
+from langchain_relay.local.server.transport import Http
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
-    from langchain_relay.engine.events import Decode, Feed
-    from langchain_relay.engine.values import LocalSession, Sampling, Step, Turn
-    from langchain_relay.local.sampling import Chosen
+    from langchain_relay.engine.values import LocalSession, Sampling, Turn
 
 Protocol = Literal["auto", "llama.cpp", "openai"]
 
@@ -130,9 +120,7 @@ class CompletionServerModel:
             extra_body=dict(extra_body or {}),
         )
         self._tokenizer_name = None if tokenizer is None else str(tokenizer)
-        self._max_concurrency = max_concurrency
-        self._stop_at = tuple(stop_at)
-        self._pin_slots = pin_slots
+        self._places = Places(max_concurrency, tuple(stop_at), pin_slots=pin_slots)
         self._timeout_s = timeout_s
         self._headers = {**(headers or {})}
         if api_key is not None:
@@ -141,7 +129,7 @@ class CompletionServerModel:
         self._transport = transport
         self._salt = secrets.token_bytes(16)
         self._lock = threading.Lock()
-        self._service: _Service | None = None
+        self._service: Service | None = None
         self._closed = False
         self._counts: dict[str, int] = {}
 
@@ -194,9 +182,8 @@ class CompletionServerModel:
         chosen = choose(sampling)
         service = self._running_service()
         future: Future[LocalSession] = Future()
-        opening = _Opening(
-            self, tuple(turns), chosen, open_assistant, self._affinity(turns), future
-        )
+        headers = self._affinity(turns)
+        opening = Opening(self, tuple(turns), chosen, open_assistant, headers, future)
         if not service.loop.call(service.begin, opening):
             future.set_exception(LocalModelError(f"the local model {self.name!r} was closed"))
         return future
@@ -246,7 +233,7 @@ class CompletionServerModel:
         name = hashlib.blake2b(begun.encode(errors="replace"), key=self._salt, digest_size=12)
         return {self._affinity_header: name.hexdigest()}
 
-    def _running_service(self) -> _Service:
+    def _running_service(self) -> Service:
         """The connection; a new one if there is none, or if the last one was forked away."""
         with self._lock:
             if self._closed:
@@ -258,209 +245,10 @@ class CompletionServerModel:
                     timeout_s=self._timeout_s,
                     transport=self._transport,
                 )
-                places = self._max_concurrency
-                self._service = _Service(http, self._settings, places, self._stop_at)
-                self._service.pin_slots = self._pin_slots
+                self._service = Service(http, self._settings, self._places)
                 # The loop's thread holds the service, never the model.
                 weakref.finalize(self, self._service.stop)
             return self._service
-
-
-class _Opening:
-    """Somebody wants to write an answer."""
-
-    def __init__(
-        self,
-        model: CompletionServerModel,
-        turns: Sequence[Turn],
-        chosen: Chosen,
-        open_assistant: bool,  # noqa: FBT001 - a field
-        headers: dict[str, str],
-        future: Future[LocalSession],
-    ) -> None:
-        self.model = model
-        self.turns = turns
-        self.chosen = chosen
-        self.open_assistant = open_assistant
-        self.headers = headers
-        self.future = future
-
-
-class _Service:
-    """The places for answers on one server. Lives on the loop's thread but for `stop`."""
-
-    pin_slots = True
-
-    def __init__(
-        self, http: Http, settings: ServerSettings, places: int, stop_at: tuple[str, ...]
-    ) -> None:
-        self.http = http
-        self.loop = Loop()
-        self._settings = settings
-        self._stop_at = stop_at
-        self._places = places
-        self._free = list(range(places))
-        self._queue: list[_Opening] = []
-        self._connecting: asyncio.Task[Line] | None = None
-        self._writers: set[Writer] = set()
-
-    def stop(self) -> None:
-        """End everything; may be called from any thread and more than once."""
-        self.loop.stop(self._end)
-
-    async def count(self, text: str) -> int:
-        """Tokens of `text` as a continuation."""
-        return await (await self._line()).dialect.count(text)
-
-    def begin(self, opening: _Opening) -> None:
-        """Queue `opening`, first come first served."""
-        self._queue.append(opening)
-        self._grant()
-
-    def give_back(self, writer: Writer, place: int) -> None:
-        """An answer is over: its place is free."""
-        writer.close()
-        if writer in self._writers:
-            self._writers.remove(writer)
-            self._vacate(place)
-
-    def _vacate(self, place: int) -> None:
-        heappush(self._free, place)
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._free and self._queue:
-            opening = self._queue.pop(0)
-            if not opening.future.cancelled():
-                self.loop.start(self._open(opening, heappop(self._free)))
-
-    async def _open(self, opening: _Opening, place: int) -> None:
-        try:
-            line = await self._line()
-            prompt = await line.dialect.prompt(
-                opening.turns, open_assistant=opening.open_assistant
-            )
-            _check_prompt(sum(item.tokens for item in prompt), line.facts.n_ctx)
-        except asyncio.CancelledError:
-            _fail(opening.future, LocalModelError("the local model was closed"))
-            raise
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of anything
-            self._vacate(place)
-            _fail(opening.future, _ours(error))
-            return
-        if not opening.future.set_running_or_notify_cancel():
-            self._vacate(place)
-            return
-        terms = Terms(opening.chosen, self._stop_at, self._slot(line.facts, place), opening.headers)
-        writer = Writer(line, prompt, terms)
-        self._writers.add(writer)
-        opening.future.set_result(ServerSession(opening.model, self, line.facts, writer, place))
-
-    def _slot(self, facts: Facts, place: int) -> int | None:
-        enough = facts.slots is not None and self._places <= facts.slots
-        return place if self.pin_slots and enough else None
-
-    async def _line(self) -> Line:
-        """The connected server; whoever is first connects, and a failure is tried again."""
-        task = self._connecting
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._connecting = self.loop.start(self._connect())
-        line: Line = await asyncio.shield(task)
-        return line
-
-    async def _connect(self) -> Line:
-        dialect: Dialect
-        if self._settings.protocol != "openai":
-            dialect = LlamaServer(self.http, self._settings)
-            try:
-                return Line(self.loop, self.http, dialect, await dialect.connect())
-            except NoSuchPage:
-                if self._settings.protocol == "llama.cpp":
-                    raise
-        dialect = OpenAICompletions(self.http, self._settings)
-        return Line(self.loop, self.http, dialect, await dialect.connect())
-
-    async def _end(self) -> None:
-        closed = LocalModelError("the local model was closed")
-        for writer in self._writers:
-            writer.close()
-        for opening in self._queue:
-            _fail(opening.future, closed)
-        self._queue.clear()
-        await self.http.close()
-
-
-class ServerSession:
-    """One answer being written. Its methods never block, but for `count`.
-
-    Attributes:
-        prompt_tokens: Tokens of the rendered prompt.
-        cached_tokens: Of these, what the server had in its cache; 0 until it has said so.
-        context_left: Tokens that still fit behind the prompt.
-        thinking: Whether the chat template knows `<think>` tags.
-    """
-
-    def __init__(
-        self,
-        model: CompletionServerModel,
-        service: _Service,
-        facts: Facts,
-        writer: Writer,
-        place: int,
-    ) -> None:
-        self._model = model  # keeps the connection
-        self._loop = service.loop
-        self._writer = writer
-        self.prompt_tokens = writer.history.tokens
-        self.cached_tokens = 0
-        self.context_left = facts.n_ctx - self.prompt_tokens
-        self.thinking = facts.thinking
-        self._close = weakref.finalize(self, service.loop.call, service.give_back, writer, place)
-        self._close.atexit = False
-
-    @property
-    def completions(self) -> int:
-        """Completions asked for so far."""
-        return self._writer.completions
-
-    def decode(self, ask: Decode) -> Future[Step]:
-        """Take back `ask.rewind` tokens, append `ask.append`, sample one token under `ask.rule`.
-
-        Raises:
-            ContextOverflowError: (through the future) the tokens no longer fit.
-            UsageMistake: (through the future) the ask cannot be done.
-            LocalModelError: (through the future) the server failed, or the session was closed.
-        """
-        self.cached_tokens = self._writer.cached_tokens
-        future: Future[Step] = Future()
-        if not self._loop.call(self._writer.decode, ask, future):
-            future.set_exception(LocalModelError("the local model was closed"))
-        return future
-
-    def feed(self, ask: Feed) -> None:
-        """Put foreign text into the context while it arrives; sent with the next decode."""
-        self._loop.call(self._writer.feed, ask)
-
-    def count(self, text: str) -> int:
-        """Tokens of `text` as the server counts them; see `CompletionServerModel.count`."""
-        return self._model.count(text)
-
-    def close(self) -> None:
-        """Give the place back. May be called at any time and more than once."""
-        self.cached_tokens = self._writer.cached_tokens
-        self._close()
-
-
-def _check_prompt(tokens: int, n_ctx: int) -> None:
-    if not tokens:
-        raise UsageMistake("the prompt is empty; give at least one message")
-    if tokens >= n_ctx:
-        raise ContextOverflowError(
-            f"the prompt has {tokens} tokens and the context of one chat holds {n_ctx}; shorten "
-            f"the conversation or start the server with a larger context",
-            needed_tokens=tokens + 1,
-            n_ctx=n_ctx,
-        )
 
 
 def _checked_url(base_url: str) -> str:
@@ -488,16 +276,3 @@ def _check_numbers(**given: float | None) -> None:
     for name, value in given.items():
         if value is not None and not (value > 0 if name == "timeout_s" else value >= 1):
             raise UsageMistake(f"{name}={value!r} is out of range; it must be at least 1")
-
-
-def _ours(error: Exception) -> RelayError:
-    if isinstance(error, RelayError):
-        return error
-    failure = LocalModelError(f"the server could not be used: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def _fail(future: Future[Any], error: RelayError) -> None:
-    if not future.done() and future.set_running_or_notify_cancel():
-        future.set_exception(error)

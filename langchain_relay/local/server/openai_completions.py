@@ -99,6 +99,7 @@ class OpenAICompletions:
     """Speaks the OpenAI completions protocol; the context is kept as text."""
 
     path = "/v1/completions"
+    tells_stop = False
 
     def __init__(self, http: Http, settings: ServerSettings) -> None:
         self._http = http
@@ -106,11 +107,6 @@ class OpenAICompletions:
         self._flavour = FLAVOURS.get(settings.server or "", Flavour())
         self._model = settings.model
         self._begun: list[int] = []
-
-    @property
-    def tells_stop(self) -> bool:
-        """See `Dialect.tells_stop`."""
-        return bool(self._flavour.stop_named_in)
 
     async def connect(self) -> Facts:
         """See `Dialect.connect`.
@@ -122,6 +118,7 @@ class OpenAICompletions:
         if self._settings.server is None:
             owner = _OWNERS.get(str(listed.get("owned_by")))
             self._flavour = FLAVOURS.get(owner or "", self._flavour)
+        self.tells_stop = bool(self._flavour.stop_named_in)
         self._model = self._settings.model or listed.get("id")
         if self._settings.adapter is not None and self._flavour.adapter is None:
             raise UsageMistake(
@@ -188,7 +185,7 @@ class OpenAICompletions:
         body: dict[str, Any] = {
             **self._settings.extra_body,
             "model": self._model,
-            "prompt": "".join(item.text for item in asked.prefix),
+            "prompt": self._text(asked.prefix),
             "max_tokens": max(1, min(CHUNK_TOKENS, asked.limit - SLACK_TOKENS)),
             "stream": True,
             "temperature": chosen.temperature,
@@ -206,7 +203,7 @@ class OpenAICompletions:
         if asked.stop:
             body |= {"stop": list(asked.stop), **flavour.stop_fields}
         if asked.banned:
-            body["logit_bias"] = {str(id): BAN_BIAS for id in asked.banned}
+            body["logit_bias"] = {str(token): BAN_BIAS for token in asked.banned}
         if self._settings.adapter is not None and flavour.adapter is not None:
             body |= flavour.adapter(self._settings.adapter)
         return body
@@ -214,6 +211,11 @@ class OpenAICompletions:
     def reader(self) -> Reader:
         """See `Dialect.reader`."""
         return _Reader(self._flavour)
+
+    def _text(self, prefix: Sequence[Item]) -> str:
+        """The context as text; what stands behind the prompt may spell control text together."""
+        prompt, *rest = (item.text for item in prefix)
+        return prompt + self._breaker.broken("".join(rest))
 
     async def _listed(self) -> dict[str, Any]:
         """What the server says of its model."""

@@ -7,7 +7,7 @@ control text in a prompt. Nothing here tokenizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 SUSPICIOUS = re.compile(r"[<\[]")
 """Every control token of a chat format known to us has one of these characters."""
 
-_FRAMED = re.compile(r"<\|[^<>|]{1,64}\|>|<｜[^<>｜]{1,64}｜>")
+_FRAMED = re.compile(
+    r"<\|[^<>|]{1,64}\|>|<\uff5c[^<>\uff5c]{1,64}\uff5c>"
+)  # DeepSeek: full width bars
 _TAG_IN_TEMPLATE = re.compile(r"</?[A-Za-z_][\w.-]*>|\[/?[A-Z_]+\]")
 _NEVER_CONTROL = frozenset({"<think>", "</think>"})
 _BREAK = "\u200b"  # zero width space: it parts a control text and is not seen
@@ -26,7 +28,7 @@ _BREAK = "\u200b"  # zero width space: it parts a control text and is not seen
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a prompt; `control` of a message's that must stay text, unlike the template's."""
+    """A part of a prompt; `plain`: control text of a message, which must stay text."""
 
     text: str
     plain: bool
@@ -89,12 +91,3 @@ class Breaker:
     def broken(self, text: str) -> str:
         """`text` without control text."""
         return self._known.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
-
-
-def first_parts(items: Sequence[Part]) -> Iterator[tuple[Part, bool]]:
-    """Each part, and whether it begins the context."""
-    for i, part in enumerate(items):
-        yield part, i == 0
-
-
-Counter = Callable[[str], int]

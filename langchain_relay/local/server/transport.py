@@ -138,8 +138,7 @@ class Http:
         hint = "; check api_key" if response.status_code in _UNAUTHORIZED else ""
         kind = NoSuchPage if response.status_code in _NO_SUCH_PAGE else LocalModelError
         raise kind(
-            f"{self.base_url}{path} answered {response.status_code}: "
-            f"{_quoted(response.text)}{hint}"
+            f"{self.base_url}{path} answered {response.status_code}: {_quoted(response.text)}{hint}"
         )
 
     def _explained(self, path: str) -> _Explained:

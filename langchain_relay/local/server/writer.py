@@ -257,7 +257,8 @@ class Writer:
 
     async def _replace(self, prefix: list[Item], offender: Written, rule: Rule) -> None:
         """Another token in place of one that begins a banned string; then go on behind it."""
-        parts, banned = forbidden(rule.ban), []
+        parts = forbidden(rule.ban)
+        banned: list[int] = []
         for _ in range(BAN_TRIES):
             banned.append(await self._id_to_ban(offender, banned))
             asked = self._asked(prefix, rule)
@@ -283,32 +284,30 @@ class Writer:
         ids = offender.ids or await self._line.dialect.ids(offender.text)
         # Of a server's several tokens the last one completes the banned string; of a text that was
         # tokenized here, the first one is what the server wrote at this place.
-        id = ids[-1] if offender.ids else ids[0]
-        if id in banned:
+        token = ids[-1] if offender.ids else ids[0]
+        if token in banned:
             raise LocalModelError(
                 f"the server wrote {offender.text!r} again although its token was banned; it "
                 f"ignores logit_bias, which a ban needs"
             )
-        return id
+        return token
 
     async def _take(self, said: Written, prefix: list[Item]) -> None:
         """Steps of what was written: all of its text is the last one's."""
-        ids = said.ids
-        if ids is None:
-            ids = await self._own_ids(said)
+        ids = await self._own_ids(said) if said.ids is None else said.ids
         texts = [""] * (len(ids) - 1) + [said.text]
-        for i, (id, text) in enumerate(zip(ids, texts, strict=True)):
-            self.history.texts[id] = text
-            prefix.append(self._line.dialect.item(id, text))
+        for i, (token, text) in enumerate(zip(ids, texts, strict=True)):
+            self.history.texts[token] = text
+            prefix.append(self._line.dialect.item(token, text))
             signals = said.signals[i] if i < len(said.signals) else {}
-            self._put(Step(id, text, signals=signals))
+            self._put(Step(token, text, signals=signals))
 
-    async def _own_ids(self, said: Written) -> list[int]:
+    async def _own_ids(self, said: Written) -> Sequence[int]:
         if self.history.items[0].ids:  # a server that takes ids withheld those of a character
             return await self._line.dialect.ids(said.text)
         first = self._next_id
         self._next_id += said.tokens
-        return list(range(first, self._next_id))
+        return range(first, self._next_id)
 
     def _put(self, said: Step | Ended | RelayError) -> None:
         if asyncio.current_task() is not self._task:
