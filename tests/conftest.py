@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not SERVERS:
         left_out = [item for item in items if item.get_closest_marker("servers")]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = [item for item in items if not item.get_closest_marker("servers")]
     for item in items:
         if INTEGRATION in item.path.parents:
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))

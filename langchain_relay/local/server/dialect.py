@@ -124,6 +124,11 @@ class ServerSettings:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
+def whole_at_the_end(ids: Sequence[int], text: str) -> list[str]:
+    """All of `text` falls to the last of its tokens."""
+    return [""] * (len(ids) - 1) + [text]
+
+
 class Dialect(Protocol):
     """One protocol of completion servers. Its coroutines run on the thread of the HTTP loop."""
 
@@ -150,6 +155,10 @@ class Dialect(Protocol):
 
     async def ids(self, text: str) -> list[int]:
         """Token ids of plain text as a continuation."""
+        ...
+
+    async def texts(self, ids: Sequence[int], text: str) -> list[str]:
+        """`text` as it falls to the tokens that wrote it."""
         ...
 
     def item(self, id: int, text: str | None) -> Item:

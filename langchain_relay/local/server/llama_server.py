@@ -21,6 +21,7 @@ from langchain_relay.local.server.dialect import (
     Reader,
     ServerSettings,
     Written,
+    whole_at_the_end,
 )
 from langchain_relay.local.server.prompt import SUSPICIOUS, parts
 from langchain_relay.local.template import ChatTemplate
@@ -48,6 +49,7 @@ class LlamaServer:
         self._bos: list[int] = []
         self._newline: list[int] = []
         self._controls: dict[str, tuple[str, ...]] = {}
+        self._pieces: dict[int, str] = {}
 
     async def connect(self) -> Facts:
         """See `Dialect.connect`.
@@ -90,6 +92,12 @@ class LlamaServer:
     async def ids(self, text: str) -> list[int]:
         """See `Dialect.ids`."""
         return await self._tokenize(text, special=False, first=False)
+
+    async def texts(self, ids: Sequence[int], text: str) -> list[str]:
+        """See `Dialect.texts`."""
+        texts = [await self._piece(token) for token in ids]
+        # Tokens of one character have no text of their own.
+        return texts if "".join(texts) == text else whole_at_the_end(ids, text)
 
     def item(self, id: int, text: str | None) -> Item:
         """See `Dialect.item`."""
@@ -153,6 +161,12 @@ class LlamaServer:
         self._newline = newline if after[len(newline) :] != plain else []
         begun = await tokenize("a", special=False, add_special=True)
         self._bos = begun[: len(begun) - len(plain)] if begun[-len(plain) :] == plain else []
+
+    async def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            answer = await self._http.json("/detokenize", {"tokens": [token]})
+            self._pieces[token] = answer["content"]
+        return self._pieces[token]
 
     async def _adapter_id(self, name: str) -> int:
         adapters = await self._http.json("/lora-adapters")

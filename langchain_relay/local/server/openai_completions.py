@@ -20,6 +20,7 @@ from langchain_relay.local.server.dialect import (
     Reader,
     ServerSettings,
     Written,
+    whole_at_the_end,
 )
 from langchain_relay.local.server.prompt import Breaker, parts
 from langchain_relay.local.server.transport import NoSuchPage
@@ -154,6 +155,10 @@ class OpenAICompletions:
         """See `Dialect.ids`."""
         ids = await self._tokenize(self._breaker.broken(text))
         return ids[len(self._begun) :] if ids[: len(self._begun)] == self._begun else ids
+
+    async def texts(self, ids: Sequence[int], text: str) -> list[str]:
+        """See `Dialect.texts`."""
+        return whole_at_the_end(ids, text)
 
     def item(self, id: int, text: str | None) -> Item:
         """See `Dialect.item`.

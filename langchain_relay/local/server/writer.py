@@ -91,6 +91,7 @@ class Writer:
         self._last: Step | None = None
         self._waiting: Future[Step] | None = None
         self._mistake: RelayError | None = None
+        self._open_grammar: str | None = None
         self._next_id = 0
         self._closed = False
 
@@ -104,8 +105,8 @@ class Writer:
                 assert self._last is not None
                 self.history.add(self._line.dialect.item(self._last.id, self._last.text))
             else:
+                self._check_grammar(ask.rule)
                 self._hang_up()
-                self._mid_grammar(ask.rule)
                 self.history.change(ask.append, ask.rewind)
         except RelayError as error:
             _fail(future, error)
@@ -149,8 +150,8 @@ class Writer:
             and self.history.settled
         )
 
-    def _mid_grammar(self, rule: Rule) -> None:
-        if rule.grammar is not None and self._rule.grammar == rule.grammar and self._last:
+    def _check_grammar(self, rule: Rule) -> None:
+        if rule.grammar is not None and rule.grammar == self._open_grammar:
             raise UsageMistake(
                 "a grammar holds from where its completion began, so text under it cannot be "
                 "changed or interrupted; decode it in one go"
@@ -180,10 +181,11 @@ class Writer:
         self._ready.popleft()
         match first:
             case Step():
-                self._last = first
+                self._last, self._open_grammar = first, self._rule.grammar
                 future.set_result(first)
             case Ended():
                 self._hang_up()
+                self._open_grammar = None
                 future.set_result(Step(first.id, "", eog=True))
             case RelayError():
                 self._hang_up()
@@ -293,9 +295,9 @@ class Writer:
         return token
 
     async def _take(self, said: Written, prefix: list[Item]) -> None:
-        """Steps of what was written: all of its text is the last one's."""
+        """Steps of what was written."""
         ids = await self._own_ids(said) if said.ids is None else said.ids
-        texts = [""] * (len(ids) - 1) + [said.text]
+        texts = [said.text] if len(ids) == 1 else await self._line.dialect.texts(ids, said.text)
         for i, (token, text) in enumerate(zip(ids, texts, strict=True)):
             self.history.texts[token] = text
             prefix.append(self._line.dialect.item(token, text))
