@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from langchain_relay.errors import LocalModelError
 from langchain_relay.local import models
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class GgufVocabulary:
-    """Reads the file at first use.
+    """Reads the file at first use, and frees it with this object.
 
     Args:
         model: An alias, a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.
@@ -51,8 +53,29 @@ class GgufVocabulary:
     def _vocab(self) -> Vocab:
         import llama_cpp
 
+        from langchain_relay.local.context import _log
         from langchain_relay.local.vocab import Vocab
 
         path = models.resolve(self._model)
-        self._llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-        return Vocab(self._llama._model.model)  # noqa: SLF001 - the low-level pointer is only here
+        _log.own_this_thread()  # else llama.cpp tells the terminal all it reads
+        try:
+            llama_cpp.llama_backend_init()
+            params = llama_cpp.llama_model_default_params()
+            params.vocab_only = True
+            model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            if not model:
+                raise LocalModelError(
+                    f"llama.cpp cannot read the vocabulary of {str(path)!r}. {_log.last_words()}"
+                )
+        finally:
+            _log.disown_this_thread()
+        vocab = Vocab(int(model))
+        weakref.finalize(self, _free, vocab, model)
+        return vocab
+
+
+def _free(vocab: Vocab, model: int) -> None:
+    import llama_cpp
+
+    vocab.free()
+    llama_cpp.llama_model_free(model)

@@ -76,8 +76,9 @@ class Http:
         """
         self.requests += 1
         method = "GET" if body is None else "POST"
+        request = self._client.build_request(method, path, json=body, headers=headers)
         with self._explained(path):
-            response = await self._client.request(method, path, json=body, headers=headers)
+            response = await self._send(request)
         self._check(response, path)
         return self._decoded(response.text, path)
 
@@ -93,7 +94,7 @@ class Http:
         self.requests += 1
         request = self._client.build_request("POST", path, json=body, headers=headers)
         with self._explained(path):
-            response = await self._client.send(request, stream=True)
+            response = await self._send(request, stream=True)
         try:
             if response.status_code >= _OK:
                 with self._explained(path):
@@ -107,6 +108,13 @@ class Http:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        try:
+            return await self._client.send(request, stream=stream)
+        except httpx.RemoteProtocolError:
+            # A server may close a connection that was idle just when it is used again.
+            return await self._client.send(request, stream=stream)
 
     async def _data(self, response: httpx.Response, path: str) -> AsyncGenerator[Any, None]:
         with self._explained(path):
@@ -184,7 +192,7 @@ class Loop:
         self._pid = os.getpid()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="langchain-relay-http", daemon=True
+            target=_run, args=(self._loop,), name="langchain-relay-http", daemon=True
         )
         self._thread.start()
 
@@ -233,8 +241,6 @@ class Loop:
             return
         if threading.current_thread() is not self._thread:
             self._thread.join(STOP_S)
-            if not self._thread.is_alive() and not self._loop.is_closed():
-                self._loop.close()
 
     def _begin_end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._ending = self._loop.create_task(self._end(last))
@@ -245,7 +251,16 @@ class Loop:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await last()
+        await self._loop.shutdown_asyncgens()
         self._loop.call_soon(self._loop.stop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    # Not a method: the thread must not keep whoever it works for.
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 async def _into(future: Future[T], coroutine: Coroutine[Any, Any, T]) -> None:

@@ -104,6 +104,7 @@ class Writer:
             if self._goes_on(ask):
                 assert self._last is not None
                 self.history.add(self._line.dialect.item(self._last.id, self._last.text))
+                self._last = None  # it is in the context: nobody can go on from it twice
             else:
                 self._check_grammar(ask.rule)
                 self._hang_up()
