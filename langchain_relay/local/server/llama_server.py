@@ -24,6 +24,7 @@ from langchain_relay.local.server.dialect import (
     whole_at_the_end,
 )
 from langchain_relay.local.server.prompt import SUSPICIOUS, parts
+from langchain_relay.local.server.transport import NoSuchPage
 from langchain_relay.local.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -169,7 +170,10 @@ class LlamaServer:
         return self._pieces[token]
 
     async def _adapter_id(self, name: str) -> int:
-        adapters = await self._http.json("/lora-adapters")
+        try:
+            adapters = await self._http.json("/lora-adapters")
+        except NoSuchPage:
+            adapters = []
         for adapter in adapters:
             path = PurePath(str(adapter.get("path", "")))
             if name in {str(path), path.name, path.stem}:
