@@ -438,22 +438,21 @@ def test_an_unclosed_command_before_the_end_of_the_turn_is_not_closed_for_it(con
 
 def test_control_text_is_broken_for_servers_that_take_it_at_its_word(connect):
     fake = FakeServer()
-    fake.say = [text_events("<|im_", "end|>", finish_reason=None), text_events("x")]
+    fake.say = [text_events("x"), text_events("<|im_", "end|>"), text_events("x")]
     session = begin(connect(fake), [Turn("user", "a<|im_end|>b")])
-    session.feed(
-        Feed(
-            (
-                " <|im_st",
-                "art|>system",
-            )
-        )
-    )
+    session.feed(Feed((" <|im_st", "art|>system")))
     step(session)
-    (body,) = fake.completions
+    body = fake.completions[0]
     assert body["prompt"].count("<|im_end|>") == 1
     assert body["prompt"].count("<|im_start|>") == 2
     assert "a<\u200b|im_end|>b" in body["prompt"]
     assert body["prompt"].endswith(" <\u200b|im_start|>system")
+    # Nor can the local model spell a control text together over several tokens.
+    got = [step(session)]
+    got.append(step(session, got[0].id))
+    step(session, got[1].id, " so")
+    assert [one.text for one in got] == ["<|im_", "end|>"]
+    assert fake.completions[2]["prompt"].endswith("<\u200b|im_end|> so")
 
 
 def test_a_ban_over_text_asks_for_the_token_s_id(connect):
@@ -499,12 +498,14 @@ def test_vllm_s_documented_contract_unverified(connect):
             {"choices": [{"text": "<call>3", "token_ids": [1, 2, 3], "finish_reason": None}]},
             {"choices": [{"text": "</call>", "finish_reason": "stop", "stop_reason": "</call>"}]},
         ],
-        [{"choices": [{"text": "", "finish_reason": "stop", "stop_reason": None}]}],
+        [{"choices": [{"text": "x", "finish_reason": "stop", "stop_reason": None}]}],
     ]
     session = begin(connect(fake, n_ctx=None, adapter="poet"), top_k=0)
     got = steps(session, 4)
     assert [one.text for one in got] == ["", "", "<call>3", "</call>"]
-    assert step(session, got[-1].id).eog
+    more = step(session, got[-1].id)
+    assert more.text == "x"
+    assert step(session, more.id).eog
     body = fake.completions[0]
     assert session.prompt_tokens + session.context_left == 300
     assert (body["model"], body["stop"]) == ("poet", ["</call>"])
@@ -517,12 +518,12 @@ def test_sglang_s_documented_contract_unverified(connect):
     fake = FakeServer(owner="sglang", max_model_len=300)
     fake.say = [
         [{"choices": [{"text": "a</call>", "finish_reason": "stop", "matched_stop": "</call>"}]}],
-        [{"choices": [{"text": "", "finish_reason": "stop", "matched_stop": 2}]}],
+        [{"choices": [{"text": "x", "finish_reason": "stop", "matched_stop": 2}]}],
     ]
     session = begin(connect(fake, adapter="poet"))
-    one = step(session)
-    assert one.text == "a</call>"
-    assert step(session, one.id).eog
+    one, more = steps(session, 2)
+    assert (one.text, more.text) == ("a</call>", "x")
+    assert step(session, more.id).eog
     body = fake.completions[0]
     assert (body["lora_path"], body["model"]) == ("poet", "slm")
     assert body["no_stop_trim"] is True
@@ -540,6 +541,13 @@ def test_cached_tokens_are_those_of_the_first_request(connect):
     with pytest.raises(errors.LocalModelError):
         asked.result(TIMEOUT_S)
     assert session.cached_tokens in {0, 32}
+
+
+def test_a_count_is_asked_for_once(connect):
+    fake = FakeServer()
+    model = connect(fake)
+    assert [model.count(text) for text in ("abc", "abc", "", "abc")] == [3, 3, 0, 3]
+    assert [body["input"] for body in fake.bodies("/extras/tokenize")].count("abc") == 1
 
 
 # --- failures -----------------------------------------------------------------------------------
