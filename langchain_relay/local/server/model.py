@@ -157,9 +157,15 @@ class CompletionServerModel:
 
     @property
     def requests(self) -> int:
-        """HTTP requests sent so far."""
+        """HTTP requests sent so far, completions included."""
         service = self._service
         return 0 if service is None else service.http.requests
+
+    @property
+    def completions(self) -> int:
+        """Completions asked for so far; an answer with c hand-overs takes 1 + c."""
+        service = self._service
+        return 0 if service is None else service.http.streams
 
     def open(
         self, turns: Sequence[Turn], sampling: Sampling, *, open_assistant: bool = False

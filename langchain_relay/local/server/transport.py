@@ -55,6 +55,7 @@ class Http:
     ) -> None:
         self.base_url = base_url
         self.requests = 0
+        self.streams = 0
         self.timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             base_url=base_url,
@@ -92,6 +93,7 @@ class Http:
             NoSuchPage, LocalModelError: as `json`.
         """
         self.requests += 1
+        self.streams += 1
         request = self._client.build_request("POST", path, json=body, headers=headers)
         with self._explained(path):
             response = await self._send(request, stream=True)

@@ -356,6 +356,48 @@ def test_a_feed_closes_the_stream_and_its_text_is_tokenized_as_a_whole(connect):
     assert session.completions == 2
 
 
+def test_a_rewind_may_end_within_a_span(connect):
+    fake = FakeServer(own=True)
+    fake.say = [own_events("a"), own_events("b")]
+    session = begin(connect(fake))
+    step(session, "one two")
+    step(session, rewind=4)
+    first, second = ("".join(map(chr, body["prompt"])) for body in fake.completions)
+    assert first.endswith("one two")
+    assert second == first.removesuffix(" two")
+
+
+def test_a_rewind_within_a_text_needs_a_server_with_ids(connect):
+    fake = FakeServer()
+    fake.say = [text_events("a"), text_events("b")]
+    session = begin(connect(fake))
+    step(session, "one two")
+    with pytest.raises(errors.UsageMistake, match="4 of the 7 tokens.*all of it"):
+        step(session, rewind=4)
+
+
+def test_the_last_token_of_the_context_is_written_and_no_more(connect):
+    fake = FakeServer(own=True)
+    fake.say = [own_events("a", end=LIMIT)]
+    session = begin(connect(fake))
+    one = step(session, "x" * (session.context_left - 1))
+    assert fake.completions[0]["n_predict"] == 1
+    with pytest.raises(errors.ContextOverflowError, match="512 tokens") as caught:
+        step(session, one.id)
+    assert (caught.value.needed_tokens, caught.value.n_ctx) == (513, 512)
+    assert len(fake.completions) == 1
+
+
+def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[*own_events("a"), {"hold": True}], own_events("b", end=EOS)]
+    session = begin(connect(fake))
+    one = step(session)
+    assert session.decode(Decode((one.id,))).cancel()
+    assert step(session).text == "b"
+    assert "".join(map(chr, fake.completions[1]["prompt"])).endswith("\na")
+
+
 def test_adapters_go_by_name(connect):
     fake = FakeServer(own=True)
     fake.say = [own_events("a", end=EOS)]
