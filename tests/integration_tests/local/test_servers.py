@@ -7,9 +7,12 @@ server too. vLLM and SGLang are not run here: see tests/unit_tests/local/test_se
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -407,6 +410,36 @@ def test_a_server_that_dies_is_named():
         pytest.raises(LocalModelError, match=f"nobody answers at {url}.*start the server"),
     ):
         model.open([Turn("user", STORY)], Sampling()).result(TIMEOUT_S)
+
+
+START_OF_PROCESS = """
+import sys
+from langchain_relay.engine.events import Decode
+from langchain_relay.engine.values import Sampling, Turn
+from langchain_relay.local import CompletionServerModel
+model = CompletionServerModel(sys.argv[1], tokenizer="smollm2-135m", n_ctx=512)
+session = model.open([Turn("user", "word " * 200)], Sampling()).result()
+"""
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "session.decode(Decode())",
+        "session.decode(Decode()).result(); del model, session",
+        "future = session.decode(Decode()); model.close(); print(future.exception())",
+    ],
+)
+def test_a_process_ends_quietly_whatever_is_under_way(urls, rest):
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", START_OF_PROCESS + rest, urls("llama_cpp.server")],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=Path(__file__).parents[3],
+    )
+    ours = [line for line in done.stderr.splitlines() if "/dev/null" not in line]  # llama_cpp's own
+    assert (done.returncode, ours) == (0, [])
 
 
 # --- the whole relay ----------------------------------------------------------------------------
