@@ -432,7 +432,10 @@ session = model.open([Turn("user", "word " * 200)], Sampling()).result()
 )
 def test_a_process_ends_quietly_whatever_is_under_way(urls, rest):
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", START_OF_PROCESS + rest, urls("llama_cpp.server")],
+        [
+            *(sys.executable, "-X", "faulthandler", "-W", "always::ResourceWarning"),
+            *("-c", START_OF_PROCESS + rest, urls("llama_cpp.server")),
+        ],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
