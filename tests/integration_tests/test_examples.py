@@ -32,6 +32,7 @@ CASES = {
         r"[\s\S]*assistant: The capital of Mongolia is <call>4</call>Ulaanbaatar\.\n"
         r"[\s\S]*ai: The capital of Mongolia is Ulaanbaatar\.\n"
     ),
+    "on_a_server": r"\[.+\][\s\S]*hand-overs: ([1-8])\ncompletions: [2-9]\n",
     "async_batch": r"How many minutes .* \[.+\].*\n(.+\n)+Name a color\. +\S+.*\n\n[1-9]\d* calls",
 }
 """What the output of each script must contain."""

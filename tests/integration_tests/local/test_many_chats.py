@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+from typing import Any
 
 import psutil
 import pytest
@@ -116,7 +117,7 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
 @pytest.fixture(scope="module")
 def two_engines(tiny_llama):
     """The same tiny model with and without running ahead."""
-    common = {"n_threads": 1, "n_ctx": 512, "max_concurrency": 2}
+    common: dict[str, Any] = {"n_threads": 1, "n_ctx": 512, "max_concurrency": 2}
     with (
         LlamaCppModel(tiny_llama, run_ahead=0, **common) as steady,
         LlamaCppModel(tiny_llama, run_ahead=8, **common) as ahead,

@@ -57,7 +57,8 @@ def open_on(model, *turns, **sampling):
 
 
 def write(session, n):
-    text, append = "", ()
+    text = ""
+    append: tuple[int, ...] = ()
     for _ in range(n):
         got = session.decode(Decode(append)).result(TIMEOUT_S)
         if got.eog:
