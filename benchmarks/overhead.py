@@ -39,6 +39,7 @@ class Instant:
 
     n_ctx = 1 << 20
     thinking = False
+    rewinds = True
 
     def __init__(self) -> None:
         self.vocab = self
@@ -61,28 +62,28 @@ class Instant:
         return False
 
     # the context
-    def prompt(self, turns: Sequence[Turn], *, open_assistant: bool) -> list[int]:
-        del turns, open_assistant
+    def prompt(self, turns: Sequence[Turn], *, open_assistant: bool, known: Any) -> list[int]:
+        del turns, open_assistant, known
         return [1] * 8
 
     def sampler(self, chosen: Any) -> Instant:
         del chosen
         return self
 
-    def pick(self, logits: Any, position: int, written: Sequence[int]) -> int:
-        del logits, position, written
+    def pick(self, logits: Any, position: int, written: Sequence[int], attempt: int) -> int:
+        del logits, position, written, attempt
         return 1
 
-    def decode(self, rows: Sequence[Any]) -> int:
-        del rows
+    def decode(self, rows: Sequence[Any], *, hidden: bool) -> int:
+        del rows, hidden
         return 0
 
     def logits(self, row: int) -> Any:
         del row
         return self._scores
 
-    def measure(self, logits: Any, signals: Any) -> dict[str, float]:
-        del logits
+    def measure(self, row: int, signals: Any) -> dict[str, float]:
+        del row
         return dict.fromkeys(signals, 0.0)
 
     def cut(self, sequence: int, length: int) -> bool:

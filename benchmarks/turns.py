@@ -83,7 +83,7 @@ class _Second:
         first_ms = self._first_ms(question, answer)
         session = self.watched.last
         new = session.prompt_tokens - context
-        self.surplus.append(session.evaluated_tokens - new)
+        self.surplus.append(session.prompt_tokens - session.cached_tokens - new)
         self.reads.append(session.cached_tokens / context)
         return first_ms
 

@@ -35,6 +35,7 @@ def llama_cpp_server(*more: str) -> Iterator[str]:
         *("--model", str(models.resolve("smollm2-135m")), "--model_alias", "smollm2-135m"),
         *("--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(N_CTX)),
         *("--n_threads", "1", "--n_threads_batch", "1", "--flash_attn", "true"),
+        *("--type_k", "30"),  # bf16, as in process: near ties would tip otherwise
         # Else a second stream cuts the first one off.
         *("--interrupt_requests", "false", "--verbose", "false"),
         *more,
