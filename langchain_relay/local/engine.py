@@ -226,7 +226,8 @@ class Engine:
         self._refuse_inbox(error)
         for asked, *_ in self._waiting:
             _fail(asked.future, error)
-        for lease in list(self._asking):
+        for lease in self._leases:
+            lease.drop_guesses()  # from now on everybody has to ask us, and is refused
             self._fail_ask(lease, error)
         if not self.loaded.done():
             self.loaded.set_exception(error)
@@ -342,12 +343,12 @@ class Engine:
         return slot
 
     def _take_back(self, lease: Lease) -> None:
+        lease.drop_guesses()  # from now on nobody can wait for one of them
         self._fail_ask(lease, LocalModelError("the session was closed while it decoded"))
         if lease not in self._leases:
             return
         del self._leases[lease]
         self._asking.pop(lease, None)
-        lease.drop_guesses()
         lease.free()
         self._remember(lease)
         sequence = lease.sequence
@@ -375,6 +376,7 @@ class Engine:
                 _fail(asked.future, error)
         self._waiting = deque(one for one in self._waiting if one[0].opening.user != user)
         for lease in [lease for lease in self._leases if lease.opening.user == user]:
+            lease.drop_guesses()
             self._fail_ask(lease, error)
             self._take_back(lease)
 
@@ -384,6 +386,8 @@ class Engine:
         lease = fed.lease
         if lease not in self._leases:
             return
+        if lease.ahead.awaited is not None:
+            self._fail_ask(lease, UsageMistake("text was fed while a token was being decoded"))
         try:
             lease.drop_guesses()
             lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
@@ -396,11 +400,6 @@ class Engine:
         lease, ask = message.lease, message.ask
         try:
             self._check_ask(lease, ask.rule)
-            step, _ = lease.ahead.take(ask)
-            if step is not None:
-                if message.future.set_running_or_notify_cancel():
-                    message.future.set_result(step)
-                return
             lease.drop_guesses()
             lease.sequence.change(ask.append, ask.rewind, more_text=False)
             self._check_room(lease.sequence)
@@ -419,7 +418,7 @@ class Engine:
         if lease not in self._leases:
             raise LocalModelError("the session is closed")
         self._drop_cancelled(lease)
-        if lease.future is not None:
+        if lease.future is not None or lease.ahead.awaited is not None:
             raise UsageMistake("a session decodes one token at a time; await the last one first")
         if lease.error is not None:
             error, lease.error = lease.error, None
@@ -579,18 +578,22 @@ class Engine:
 
     def _deliver(self, lease: Lease, step: Step) -> None:
         """Hand `step` to whoever waits for it, or keep it for when it is asked for."""
-        future, lease.future = lease.future, None
+        asked, lease.future = lease.future, None
         self._asking.pop(lease, None)
-        if future is None:
-            lease.ahead.push(step)
-        elif future.set_running_or_notify_cancel():
-            lease.ahead.give(step, lease.rule)
+        room = len(lease.sequence.tokens) < self._context.n_ctx
+        coming = bool(self._run_ahead) and room and not step.eog
+        if asked is None:
+            future = lease.ahead.push(step, coming=coming)
         else:
+            future = asked
+            lease.ahead.give(step, lease.rule, coming=coming)
+        if future is not None and not future.set_running_or_notify_cancel():
+            lease.ahead.hold()
             return
-        if step.eog or not self._run_ahead:
-            self._answered.add(lease)
-        else:
+        if coming:
             lease.guess = step.id
+        else:
+            self._answered.add(lease)
         if future is not None:
             future.set_result(step)
 
@@ -598,16 +601,27 @@ class Engine:
         if lease.future is not None and lease.future.cancelled():
             self._asking.pop(lease, None)
             lease.future = None
+        awaited = lease.ahead.awaited
+        if awaited is not None and awaited.cancelled():
+            self._keep_guess(lease)
+
+    def _keep_guess(self, lease: Lease) -> Future[Step] | None:
+        """What was guessed was asked for: it stays. Returns who asked."""
+        future = lease.ahead.withdraw()
+        if future is not None and lease.guess is not None:
+            lease.sequence.change((lease.guess,), 0, more_text=False)
+            lease.guess = None
+        return future
 
     def _fail_step(self, lease: Lease, error: RelayError) -> None:
         """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
-        if lease.future is None:
+        if lease.future is None and lease.ahead.awaited is None:
             lease.drop_guesses()
             self._tidy(lease.sequence)
         self._fail_ask(lease, error)
 
     def _fail_ask(self, lease: Lease, error: RelayError) -> None:
-        future, lease.future = lease.future, None
+        future, lease.future = lease.future or self._keep_guess(lease), None
         if future is not None:
             self._asking.pop(lease, None)
             _fail(future, error)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Ahead:
     """Steps sampled before they were asked for, as though each were appended and the rule stayed.
 
-    The engine puts them in; the session takes them out on its caller's thread, which saves the
-    round trip. Nothing in here is the answer yet: `drop` says how much of the sequence it was.
+    The engine puts them in; the session takes them out on its caller's thread, or leaves its future
+    for the one that comes next, which saves the round trip. Nothing in here is the answer yet:
+    `drop` says how much of the sequence it was.
     """
 
     def __init__(self) -> None:
@@ -32,47 +33,68 @@ class Ahead:
         self._steps: deque[Step] = deque()
         self._given: tuple[int, ...] | None = None  # what the next ask appends, if we guess right
         self._rule = FREE
+        self._coming = False  # the engine is about to sample behind that
+        self._waiter: Future[Step] | None = None
         self._guessed = 0
         self._stalled = False
 
-    def take(self, ask: Decode) -> tuple[Step | None, bool]:
-        """The answer to `ask` if it was guessed, and whether the engine waits for room.
+    # --- called on any thread -------------------------------------------------------------------
 
-        Called on any thread.
-        """
+    def ask(self, ask: Decode, future: Future[Step]) -> Taken | None:
+        """Answer `ask` if it was guessed, now or when its step is sampled; `None`: it was not."""
         with self._lock:
-            if not self._steps or ask.rewind or ask.append != self._given:
-                return None, False
+            if ask.append != self._given or ask.rewind or self._waiter is not None:
+                return None
             if ask.rule is not self._rule and ask.rule != self._rule:
-                return None, False
-            step = self._steps.popleft()
-            self._guessed -= 1
-            self._given = None if step.eog else (step.id,)
-            stalled, self._stalled = self._stalled, False
-            return step, stalled
+                return None
+            if self._steps:
+                step = self._steps.popleft()
+                self._pass(step)
+                stalled, self._stalled = self._stalled, False
+                return Taken(step, stalled)
+            if self._coming:
+                self._waiter = future
+                return Taken(None)
+            return None
 
     def hold(self) -> None:
-        """The caller changes the context: nothing in here fits any more. Called on any thread."""
+        """The caller changes the context: nothing in here fits any more."""
         with self._lock:
             self._given = None
 
     # --- called on the engine thread ------------------------------------------------------------
 
-    def give(self, step: Step, rule: Rule) -> None:
-        """An ask under `rule` is answered with `step`."""
+    def give(self, step: Step, rule: Rule, *, coming: bool) -> None:
+        """An ask under `rule` is answered with `step`; `coming`: what follows will be sampled."""
         with self._lock:
             self._given = None if step.eog else (step.id,)
             self._rule = rule
+            self._coming = coming
 
     def guess(self) -> None:
         """A token that nobody asked to append was appended."""
         with self._lock:
             self._guessed += 1
 
-    def push(self, step: Step) -> None:
-        """What was sampled behind a guess."""
+    def push(self, step: Step, *, coming: bool) -> Future[Step] | None:
+        """What was sampled behind a guess; returns who waits for it."""
         with self._lock:
-            self._steps.append(step)
+            self._coming = coming
+            future, self._waiter = self._waiter, None
+            if future is None:
+                self._steps.append(step)
+            else:
+                self._pass(step)
+            return future
+
+    def withdraw(self) -> Future[Step] | None:
+        """Whoever waits will be answered otherwise; the guess becomes what was asked for."""
+        with self._lock:
+            future, self._waiter = self._waiter, None
+            self._coming = False
+            if future is not None and self._guessed:
+                self._guessed -= 1
+            return future
 
     def wanted(self, depth: int) -> bool:
         """Whether there is room for a further step; else whoever takes one says so."""
@@ -85,13 +107,36 @@ class Ahead:
         """Whoever reads keeps up with whoever decodes."""
         return not self._steps
 
+    @property
+    def awaited(self) -> Future[Step] | None:
+        """Who waits for the next step."""
+        return self._waiter
+
     def drop(self) -> int:
         """Forget all guesses; how many tokens of the sequence they are."""
         with self._lock:
             guessed, self._guessed = self._guessed, 0
             self._steps.clear()
-            self._given = None
+            self._given, self._coming = None, False
             return guessed
+
+    def _pass(self, step: Step) -> None:
+        """The caller has `step`: what it was sampled behind was asked for."""
+        self._guessed -= 1
+        self._given = None if step.eog else (step.id,)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An ask that was guessed.
+
+    Attributes:
+        step: Its answer; `None`: the future will get it.
+        engine_waits: The engine rests until it hears that there is room for another step.
+    """
+
+    step: Step | None
+    engine_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,13 +262,13 @@ class LlamaCppSession:
         """
         future: Future[Step] = Future()
         # In a forked child the lock in there may be held by a thread that is not there.
-        step, engine_waits = self._lease.ahead.take(ask) if self._engine.alive else (None, False)
-        if step is None:
+        taken = self._lease.ahead.ask(ask, future) if self._engine.alive else None
+        if taken is None:
             self._engine.submit(Ask(self._lease, ask, future))
-            return future
-        if engine_waits:
-            self._engine.submit(Resumed())
-        future.set_result(step)
+        elif taken.step is not None:
+            future.set_result(taken.step)
+            if taken.engine_waits:
+                self._engine.submit(Resumed())
         return future
 
     def feed(self, ask: Feed) -> None:

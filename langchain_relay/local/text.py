@@ -6,6 +6,7 @@ Pure functions; nothing here knows a vocabulary or a model.
 from __future__ import annotations
 
 import codecs
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def whole_chars(held: bytes, piece: bytes) -> tuple[str, bytes]:
     return text, decoder.getstate()[0]
 
 
-def forbidden(ban: Iterable[str]) -> tuple[str, ...]:
+@lru_cache(maxsize=64)
+def forbidden(ban: tuple[str, ...]) -> tuple[str, ...]:
     """The strings whose appearance means that a string of `ban` is begun.
 
     `"<call>"` is begun by `"<call"`: its last character merges with what follows in many

@@ -65,12 +65,14 @@ class DecodeThreads:
         with self._lock:
             self._registered -= n_threads
 
+    @property
+    def crowded(self) -> bool:
+        """There are more threads than cores, so that engines have to take turns."""
+        return self._registered > self.cores
+
     @contextmanager
     def turn(self, n_threads: int) -> Iterator[None]:
-        """Wait for `n_threads` cores, unless there are enough for all engines."""
-        if self._registered <= self.cores:
-            yield
-            return
+        """Wait for `n_threads` cores."""
         needed, admitted = min(n_threads, self.cores), threading.Event()
         with self._lock:
             self._queue.append((needed, admitted))

@@ -30,6 +30,7 @@ class Vocab:
         self._lock = threading.Lock()
         self._freed = False
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)
         self.adds_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
@@ -74,7 +75,10 @@ class Vocab:
 
     def is_eog(self, token: int) -> bool:
         """Whether `token` ends a turn."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return ends
 
     def with_bos(self, ids: list[int]) -> list[int]:
         """A prompt's `ids`, begun as the vocabulary wants it."""

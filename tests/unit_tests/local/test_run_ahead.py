@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_relay.engine.errors import LocalModelError
+from langchain_relay.engine.errors import LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
 from langchain_relay.local import LlamaCppModel
 from langchain_relay.local.engine import RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
-from langchain_relay.local.lease import Ahead
+from langchain_relay.local.lease import Ahead, Taken
 from tests.unit_tests.local.counting import TIMEOUT_S, Counting
 
 LATE = Rule(ban=("Dx",))
@@ -181,18 +182,54 @@ def test_a_forked_child_does_not_take_what_its_parent_decoded(model, monkeypatch
 
 def test_steps_are_taken_once_and_in_order():
     ahead = Ahead()
-    ahead.give(Step(1, "a"), FREE)
+    nobody: Future[Step] = Future()
+    ahead.give(Step(1, "a"), FREE, coming=True)
     for number in (2, 3):
         ahead.guess()
-        ahead.push(Step(number, str(number)))
+        ahead.push(Step(number, str(number)), coming=False)
     assert not ahead.wanted(2)
-    assert ahead.take(Decode((9,))) == (None, False)
-    assert ahead.take(Decode((1,), rewind=1)) == (None, False)
-    assert ahead.take(Decode((1,))) == (Step(2, "2"), True)
-    assert ahead.take(Decode((1,))) == (None, False)
+    assert ahead.ask(Decode((9,)), nobody) is None
+    assert ahead.ask(Decode((1,), rewind=1), nobody) is None
+    assert ahead.ask(Decode((1,), rule=LATE), nobody) is None
+    assert ahead.ask(Decode((1,)), nobody) == Taken(Step(2, "2"), engine_waits=True)
+    assert ahead.ask(Decode((1,)), nobody) is None
     assert ahead.drop() == 1
-    assert ahead.take(Decode((2,))) == (None, False)
+    assert ahead.ask(Decode((2,)), nobody) is None
     assert ahead.drop() == 0
+
+
+def test_a_step_that_is_coming_is_waited_for_by_one():
+    ahead = Ahead()
+    first: Future[Step] = Future()
+    second: Future[Step] = Future()
+    ahead.give(Step(1, "a"), FREE, coming=True)
+    ahead.guess()
+    assert ahead.ask(Decode((1,)), first) == Taken(None)
+    assert ahead.ask(Decode((1,)), second) is None
+    assert ahead.push(Step(2, "b"), coming=False) is first
+    assert ahead.ask(Decode((2,)), second) is None  # nothing comes
+    assert ahead.drop() == 0
+
+
+def test_closing_fails_whoever_waits_for_a_step_that_comes(model, context):
+    answer, other = session(model), session(model, "a")
+    got = step(answer)
+    until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
+    context.turnstile = threading.Semaphore(0)
+    running = other.decode(Decode())
+    for _ in range(RUN_AHEAD):
+        got = step(answer, got.id)
+    waiting = answer.decode(Decode((got.id,)))
+    assert not waiting.done()
+    assert answer._lease.ahead.awaited is waiting
+    second = answer.decode(Decode((got.id,)))
+    answer.close()
+    context.turnstile.release(100)
+    with pytest.raises(UsageMistake, match="one token"):
+        second.result(TIMEOUT_S)
+    with pytest.raises(LocalModelError, match="closed"):
+        waiting.result(TIMEOUT_S)
+    running.result(TIMEOUT_S)
 
 
 ASKS = st.lists(
