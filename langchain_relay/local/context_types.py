@@ -162,6 +162,10 @@ class Context(Protocol):
         """Make the empty sequence `target` hold what `source` holds."""
         ...
 
+    def exchange(self, a: int, b: int) -> bool:
+        """Exchange what two sequences hold; `False`: it failed and both are empty."""
+        ...
+
     def save(self, sequence: int) -> bytes:
         """The state of a sequence, to be put back by `restore`."""
         ...

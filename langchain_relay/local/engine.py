@@ -334,6 +334,9 @@ class Engine:
         context = self._context
         leased = (lease.sequence for lease in self._leases)
         slot = self._slots.take(prompt, ((s.id, s.tokens[: s.evaluated]) for s in leased))
+        if slot.exchanged is not None and not context.exchange(slot.id, slot.exchanged):
+            self._slots.lose(slot.exchanged)
+            slot = Slot(slot.id)
         if self._prefixes is not None:
             slot = self._prefixes.better(slot, prompt)
         if slot.donor is not None:

@@ -216,3 +216,36 @@ def test_the_next_process_finds_the_system_prompt_on_disk(local, tmp_path):
     file.write_bytes(damaged)
     assert in_another_process(folder, "Is there a cathedral?") == (0, text)
     assert in_another_process(folder, "Is there a cathedral?") == (cached, text)
+
+
+def test_conversations_that_change_places_lose_nothing(local):
+    """Two chats that lie apart go on side by side, as they would have gone on alone."""
+    questions = [f"Tell me a fact about the number {n}." for n in (11, 12, 13)]
+    chats = [open_on(local, Turn("user", question)) for question in questions]
+    firsts = [write(session, 10) for session in chats]
+    alone = [write(session, 6) for session in chats]
+    ids = [session._lease.sequence.id for session in chats]
+    for session in chats:
+        session.close()
+    moved = []
+    for number in (0, 2):
+        turns = [Turn("user", questions[number]), Turn("assistant", firsts[number] + alone[number])]
+        session = open_on(local, *turns, Turn("user", "Another one."))
+        assert session.prompt_tokens - session.cached_tokens <= 17
+        moved.append(session)
+    places = [session._lease.sequence.id for session in moved]
+    assert abs(places[0] - places[1]) == 1
+    assert places != [ids[0], ids[2]]
+    texts = [write(session, 8) for session in moved]
+    for session in moved:
+        session.close()
+    with LlamaCppModel(n_threads=2, n_ctx=2048, max_concurrency=3, share=False) as fresh:
+        for number, text in zip((0, 2), texts, strict=True):
+            question = Turn("user", questions[number])
+            first = open_on(fresh, question)
+            assert write(first, 10) + write(first, 6) == firsts[number] + alone[number]
+            first.close()
+            said = Turn("assistant", firsts[number] + alone[number])
+            session = open_on(fresh, question, said, Turn("user", "Another one."))
+            assert write(session, 8) == text
+            session.close()

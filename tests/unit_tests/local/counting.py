@@ -26,6 +26,7 @@ class Counting:
         self.crash = False
         self.freed = 0
         self.forgets_parts = True
+        self.exchanges = True
 
     # the vocabulary
     def tokenize(self, text, *, special=False, first=False):
@@ -87,6 +88,11 @@ class Counting:
     def copy(self, source, target):
         assert not self.cache.setdefault(target, [])
         self.cache[target] = list(self.cache[source])
+
+    def exchange(self, a, b):
+        held = self.cache.get(a, []), self.cache.get(b, [])
+        self.cache[b], self.cache[a] = held
+        return self.exchanges
 
     def grammar(self, text):
         return OneLetter(text)

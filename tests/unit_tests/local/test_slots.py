@@ -28,6 +28,72 @@ def test_fresh_sequences_are_lent_lowest_first():
     assert slots.take([1, 2]) == Slot(1)
 
 
+def filled(*lengths):
+    """Idle sequences, the first one used the longest ago; each holds its number."""
+    slots = Slots(len(lengths))
+    for slot in range(len(lengths)):
+        assert slots.take([99]).id == slot
+    for slot, length in enumerate(lengths):
+        slots.give(slot, [slot] * length)
+    return slots
+
+
+def test_a_conversation_that_would_leave_a_gap_changes_places():
+    slots = filled(50, 60, 70, 80)
+    assert slots.take([0] * 55) == Slot(0, kept=50)
+    assert slots.take([3] * 85) == Slot(1, kept=80, exchanged=3)
+    assert slots.take([1] * 85) == Slot(2, kept=60, exchanged=3)  # it lies where 3 lay
+    assert slots.take([2] * 85) == Slot(3, kept=70)
+
+
+def test_a_new_one_takes_the_least_recently_used_ones_place_and_nobody_elses():
+    slots = filled(50, 60, 70, 80)
+    assert slots.take([3] * 85) == Slot(3, kept=80)
+    assert slots.take([9] * 20) == Slot(2, kept=0, exchanged=0)  # 0 is forgotten, 2 lies there
+    assert slots.take([2] * 75) == Slot(1, kept=70, exchanged=0)
+    assert slots.take([1] * 75) == Slot(0, kept=60)
+
+
+def test_an_empty_neighbour_is_taken_before_one_that_holds_something():
+    slots = Slots(4)
+    for _ in range(3):
+        slots.take([99])
+    slots.give(2, [2] * 50)
+    slots.give(0, [0] * 50)
+    assert slots.take([9] * 20) == Slot(0, exchanged=3)  # both neighbours hold something
+    slots = Slots(4)
+    assert [slots.take([99]).id for _ in range(3)] == [0, 1, 2]
+    slots.give(2, [])
+    slots.give(0, [0] * 50)
+    assert slots.take([9] * 20) == Slot(2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=40))
+def test_whatever_comes_and_goes_nothing_is_lent_twice_and_what_is_kept_is_there(steps):
+    """A model of the KV cache: what a slot says it keeps must be in it."""
+    slots = Slots(4)
+    cache: dict[int, list[int]] = {n: [] for n in range(4)}
+    busy: list[int] = []
+    for leave, topic in steps:
+        if busy and leave < 2:
+            slot = busy.pop(leave % len(busy))
+            slots.give(slot, cache[slot])
+            continue
+        if not slots.free:
+            continue
+        prompt = [topic] * (40 + 10 * leave) + [7]
+        got = slots.take(prompt, [(n, cache[n]) for n in busy])
+        assert got.id not in busy
+        if got.exchanged is not None:
+            assert got.exchanged not in busy
+            cache[got.id], cache[got.exchanged] = cache[got.exchanged], cache[got.id]
+        if got.donor is not None:
+            cache[got.id] = list(cache[got.donor])
+        assert cache[got.id][: got.kept] == prompt[: got.kept]
+        cache[got.id] = prompt
+        busy.append(got.id)
+
+
 def test_a_conversation_goes_on_in_its_sequence():
     slots = Slots(3)
     slots.give(slots.take([1]).id, [7] * 50)
