@@ -82,8 +82,8 @@ class Instant:
         del row
         return self._scores
 
-    def measure(self, row: int, signals: Any) -> dict[str, float]:
-        del row
+    def measure(self, logits: Any, signals: Any) -> dict[str, float]:
+        del logits
         return dict.fromkeys(signals, 0.0)
 
     def cut(self, sequence: int, length: int) -> bool:

@@ -31,7 +31,7 @@ from langchain_relay.engine.values import LocalModel, LocalSession, Sampling, Tu
 
 BOUND = Bound(4, at="most")
 ANSWER_TOKENS = 120
-PART = 30
+PART = 8
 NEXT = "And what comes after that?"
 
 

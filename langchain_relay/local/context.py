@@ -145,16 +145,14 @@ class LlamaContext:
             self._views[address] = view
         return view
 
-    def measure(self, row: int, signals: Iterable[str]) -> dict[str, Any]:
-        """Signals of the distribution behind a row; `hidden` has shape (n_embd,) and is a copy."""
-        wanted = frozenset(signals)
-        found: dict[str, Any] = {}
-        if wanted - {"hidden"}:
-            found |= self._signals.measure(self.logits(row), wanted)
-        if "hidden" in wanted:
-            pointer = llama_cpp.llama_get_embeddings_ith(self._ctx, row)
-            found["hidden"] = np.ctypeslib.as_array(pointer, shape=(self._n_embd,)).copy()
-        return found
+    def measure(self, logits: Logits, signals: Iterable[str]) -> dict[str, float]:
+        """Margin and entropy of the distribution `logits` stand for."""
+        return self._signals.measure(logits, frozenset(signals))
+
+    def hidden(self, row: int) -> Logits:
+        """The hidden state behind a row of the last decode: a copy of shape (n_embd,)."""
+        pointer = llama_cpp.llama_get_embeddings_ith(self._ctx, row)
+        return np.ctypeslib.as_array(pointer, shape=(self._n_embd,)).copy()
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all but the first `length` tokens; `False` if this model cannot forget a part."""

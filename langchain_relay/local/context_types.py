@@ -147,11 +147,18 @@ class Context(Protocol):
         ...
 
     def logits(self, row: int) -> Any:
-        """The scores behind a row of the last decode, one per token, to be changed at will."""
+        """The scores behind a row of the last decode, one per token, to be changed at will.
+
+        They have a method `copy`, whose result outlasts the next decode.
+        """
         ...
 
-    def measure(self, row: int, signals: Iterable[str]) -> dict[str, Any]:
-        """The signals of a row of the last decode, before its logits are changed."""
+    def measure(self, logits: Any, signals: Iterable[str]) -> dict[str, float]:
+        """Margin and entropy of `logits`, as far as `signals` names them."""
+        ...
+
+    def hidden(self, row: int) -> Any:
+        """The hidden state behind a row of the last decode, which was asked to have them."""
         ...
 
     def cut(self, sequence: int, length: int) -> bool:

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 RUN_AHEAD = 8
 """Steps decoded before they are asked for, at most."""
 
-RUN_AHEAD_BESIDE = 2
+RUN_AHEAD_BESIDE = 1
 """The same as long as others wait for tokens: a guess that is thrown away costs them time."""
 
 STRAGGLERS_S = 0.001
@@ -396,7 +396,7 @@ class Engine:
             lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
             lease.error = _ours(error)
-        lease.feeding = True
+        lease.feeding, lease.scores = True, None
         self._tidy(lease.sequence)
 
     def _take_ask(self, message: Ask) -> None:
@@ -410,11 +410,15 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - as in `_queue`
             _fail(message.future, _ours(error))
             return
+        scores, lease.scores = lease.scores, None
+        lease.feeding, lease.future = False, message.future
         if not lease.sequence.pending:
+            if scores is not None and "hidden" not in ask.rule.signals:
+                self._answer_lease(lease, None, scores)
+                return
             # Nothing new to evaluate: the logits behind the last token are asked for again.
             lease.sequence.evaluated -= 1
         self._tidy(lease.sequence)
-        lease.feeding, lease.future = False, message.future
         self._asking[lease] = None
 
     def _check_ask(self, lease: Lease, rule: Rule) -> None:
@@ -541,18 +545,33 @@ class Engine:
                 self._prefixes.note_evaluated(lease.sequence)
             if lease.sequence.pending:
                 continue
-            try:
-                step = self._sample(lease, row)
-            except Exception as error:  # noqa: BLE001 - as in `_queue`
-                self._fail_step(lease, _ours(error))
+            if lease.feeding:
+                lease.scores = self._context.logits(row).copy()  # whoever asks next may be late
             else:
-                self._deliver(lease, step)
+                self._answer_lease(lease, row)
 
-    def _sample(self, lease: Lease, row: int) -> Step:
+    def _answer_lease(self, lease: Lease, row: int | None, scores: Any = None) -> None:
+        """Sample from a row of the last decode, or from scores that were kept."""
+        try:
+            logits = scores if row is None else self._context.logits(row)
+            step = self._sample(lease, logits, self._signals(lease.rule, logits, row))
+        except Exception as error:  # noqa: BLE001 - as in `_queue`
+            self._fail_step(lease, _ours(error))
+        else:
+            self._deliver(lease, step)
+
+    def _signals(self, rule: Rule, logits: Any, row: int | None) -> dict[str, Any]:
+        """Only where the rule asks for them."""
+        if not rule.signals:
+            return {}
+        found: dict[str, Any] = dict(self._context.measure(logits, rule.signals))
+        if "hidden" in rule.signals and row is not None:
+            found["hidden"] = self._context.hidden(row)
+        return found
+
+    def _sample(self, lease: Lease, logits: Any, signals: dict[str, Any]) -> Step:
         """Sample the candidate first and check it; mask only on failure."""
         context, sequence, rule = self._context, lease.sequence, lease.rule
-        signals = context.measure(row, rule.signals) if rule.signals else {}
-        logits = context.logits(row)
         banned = forbidden(rule.ban)
         tail = sequence.local_tail(max(map(len, banned))) if banned else ""
         grammar = self._grammar(lease)

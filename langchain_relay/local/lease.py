@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_relay.engine.values import FREE, Rule, Step
 
@@ -167,6 +167,7 @@ class Lease:
         ahead: Steps nobody has asked for yet.
         guess: The last sampled token, to be appended as a guess.
         feeding: Foreign text may be evaluated before the next ask.
+        scores: The logits behind fed text that is evaluated already.
         error: A mistake in a feed, which has no answer; the next decode reports it.
     """
 
@@ -181,6 +182,7 @@ class Lease:
         self.ahead = Ahead()
         self.guess: int | None = None
         self.feeding = False
+        self.scores: Any = None
         self.error: RelayError | None = None
 
     def drop_guesses(self) -> None:

@@ -111,12 +111,10 @@ class Sequence:
     def feedable(self, *, rewinds: bool) -> int:
         """Tokens of foreign text that may be evaluated before the next token is asked for.
 
-        The very last one is left, since it must be evaluated then. The end of the text may still
-        change its tokens: evaluated all the same, unless they cannot be taken back.
+        The end of the text may still change its tokens: evaluated all the same, unless they cannot
+        be taken back.
         """
-        end = len(self.tokens) - 1
-        if not rewinds:
-            end = min(end, len(self.tokens) - self._tail_tokens)
+        end = len(self.tokens) - (0 if rewinds else self._tail_tokens)
         return max(0, end - self.evaluated)
 
     def last_written(self, n: int) -> list[int]:

@@ -72,7 +72,7 @@ class Slots:
         """
         reusable = prompt[:-1]
         shared = {slot: shared_prefix(ids, reusable) for slot, ids in self._idle.items()}
-        mine = self._continued(shared)
+        mine = self._continued(shared, len(reusable))
         chosen = self._least_useful() if mine is None else mine
         kept = shared.get(chosen, 0) if self.rewinds or mine is not None else 0
         slot = self._place(chosen, kept)
@@ -125,15 +125,16 @@ class Slots:
         if self._idle.pop(slot, None) is not None:
             self._fresh.add(slot)
 
-    def _continued(self, shared: dict[int, int]) -> int | None:
-        """The idle sequence whose conversation the prompt goes on with."""
+    def _continued(self, shared: dict[int, int], reusable: int) -> int | None:
+        """The idle sequence whose conversation the prompt goes on with, or asks again."""
         lost = LOST_TOKENS if self.rewinds else 0
-        whole = [
+        again = reusable - LOST_TOKENS if self.rewinds else reusable + 1
+        mine = [
             slot
             for slot, ids in self._idle.items()
-            if shared[slot] > lost and shared[slot] >= len(ids) - lost
+            if shared[slot] > lost and shared[slot] >= min(len(ids) - lost, again)
         ]
-        return max(whole, key=shared.__getitem__, default=None)
+        return max(mine, key=shared.__getitem__, default=None)
 
     def _least_useful(self) -> int:
         if not self._fresh:

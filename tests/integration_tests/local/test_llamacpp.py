@@ -51,6 +51,15 @@ def write(session, n, append=(), **ask):
     return "".join(one.text for one in steps(session, n, append, **ask))
 
 
+def soon(condition):
+    """Whether the engine, which nobody can ask, gets there."""
+    for _ in range(500):
+        if condition():
+            return True
+        threading.Event().wait(0.01)
+    return False
+
+
 def ids(session):
     return session._lease.sequence.tokens
 
@@ -247,6 +256,25 @@ def test_after_a_hand_over_only_the_command_s_last_token_and_the_span_are_evalua
     span = " The keeper of the lighthouse was called Ines, and she liked cats."
     step(session, got[-1].id, span)
     assert session.evaluated_tokens - before == 1 + session.count(span)
+
+
+def test_a_span_is_evaluated_while_it_arrives_and_the_next_token_costs_nothing_more(start, steady):
+    session = start(STORY, on=steady)
+    got = steps(session, 3)
+    before = session.evaluated_tokens
+    text = ""
+    for piece in (" The", " keeper", " of", " the", " light", "house", " was", " Ines"):
+        session.feed(Feed((got[-1].id, piece) if not text else (piece,)))
+        text += piece
+        # `light` is one token and `lighthouse` is one too: the first is taken back.
+        expected = 1 + session.count(text) + ("house" in text)
+        evaluated = lambda n=expected: session.evaluated_tokens - before == n
+        assert soon(evaluated), (piece, session.evaluated_tokens - before, expected)
+    after = session.evaluated_tokens
+    resumed = step(session)
+    assert session.evaluated_tokens == after
+    again = start(STORY, on=steady)
+    assert step(again, *(one.id for one in got), text).id == resumed.id
 
 
 def test_the_context_holds_what_was_evaluated_in_pieces(start, steady):

@@ -121,10 +121,16 @@ def test_a_conversation_whose_end_was_trimmed_goes_on_too():
     assert slots.take([7] * 60) == Slot(0, kept=50)
 
 
+def test_a_question_asked_again_takes_the_place_of_its_answer():
+    slots = Slots(2)
+    slots.give(slots.take([1]).id, SYSTEM + [1] * 50)
+    assert slots.take([*SYSTEM, 1]) == Slot(0, kept=len(SYSTEM))
+
+
 def test_another_conversation_with_the_same_beginning_gets_a_copy():
     slots = Slots(2)
     slots.give(slots.take([1]).id, SYSTEM + [1] * 50)
-    assert slots.take([*SYSTEM, 2, 2]) == Slot(1, kept=len(SYSTEM), donor=0)
+    assert slots.take([*SYSTEM, *[2] * 20]) == Slot(1, kept=len(SYSTEM), donor=0)
 
 
 def test_what_is_being_written_can_be_copied_too():
