@@ -26,13 +26,15 @@ from benchmarks.chat import (
 from benchmarks.measure import Bound, Row, Told, interleaved, ratios
 from benchmarks.plan import Plan
 from benchmarks.waits import SPAN_TOKENS, SPANS, EveryTokens, Waiting
-from langchain_relay import RelayChatModel, relay_report
+from langchain_relay import RelayChatModel, RelayReport, relay_report
 from langchain_relay.engine.values import LocalModel, LocalSession, Sampling, Turn
 
 BOUND = Bound(4, at="most")
 ANSWER_TOKENS = 120
 PART = 8
 NEXT = "And what comes after that?"
+SENTENCE = " The river rises in the hills and runs through seven towns."
+SENTENCE_TOKENS = 12
 
 
 class Watched:
@@ -73,12 +75,9 @@ class _Second:
 
     def warm(self) -> float:
         """Milliseconds to the first token behind a first turn that was just written."""
-        question = self._question()
-        answer = self.model.invoke(question, max_tokens=ANSWER_TOKENS)
-        report = relay_report(answer)
-        if report.delegated_tokens != SPANS * SPAN_TOKENS or answer.usage_metadata is None:
-            raise EndedEarly(f"the first turn has {report.delegated_tokens} hosted tokens")
+        question, answer, report = self._first_turn()
         first = self.watched.last.prompt_tokens
+        assert answer.usage_metadata is not None
         context = first + answer.usage_metadata["output_tokens"] + report.delegated_tokens
         first_ms = self._first_ms(question, answer)
         session = self.watched.last
@@ -87,13 +86,26 @@ class _Second:
         self.reads.append(session.cached_tokens / context)
         return first_ms
 
+    def _first_turn(self) -> tuple[Messages, AIMessage, RelayReport]:
+        """A question whose answer does not end before both calls; about every other one does."""
+        for _ in range(10):
+            question = self._question()
+            answer = self.model.invoke(question, max_tokens=ANSWER_TOKENS)
+            report = relay_report(answer)
+            if report.delegated_tokens == SPANS * SPAN_TOKENS:
+                return question, answer, report
+        raise EndedEarly("ten answers ended before their second call")
+
     def cold(self) -> float:
         """The same without anything to reuse: as long a conversation that nobody wrote here."""
         answer = AIMessage("word " * (ANSWER_TOKENS + SPANS))
         return self._first_ms(self._question(), answer)
 
     def _question(self) -> Messages:
-        return fresh_messages(self.plan.first_turn_tokens - ANSWER_TOKENS - 40)
+        """A story to go on with, behind a number that was not used before."""
+        sentences = (self.plan.first_turn_tokens - ANSWER_TOKENS) // SENTENCE_TOKENS
+        system, _ = fresh_messages()
+        return [system, HumanMessage(f"Go on with this story for long:{SENTENCE * sentences}")]
 
     def _first_ms(self, question: Messages, answer: Any) -> float:
         messages = [*question, answer, HumanMessage(NEXT)]
