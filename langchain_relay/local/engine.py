@@ -327,6 +327,8 @@ class Engine:
             sequence.pause_at = system if system > slot.kept else 0
             lease = Lease(asked.opening, sequence, sampler)
             self._leases[lease] = None
+            if slot.donor is not None:
+                self._copy_now(lease)
             asked.future.set_result(asked.granted(lease, self._context))
 
     def _prepared(self, prompt: list[int]) -> Slot:
@@ -344,6 +346,11 @@ class Engine:
             context.copy(slot.donor, slot.id)
         context.cut(slot.id, slot.kept)
         return slot
+
+    def _copy_now(self, lease: Lease) -> None:
+        """llama.cpp copies at the next decode: until then nobody may move what is copied from."""
+        lease.feeding = True  # its scores are kept in case that was the prompt's last token
+        self._evaluate([Part(lease, 1)])
 
     def _take_back(self, lease: Lease) -> None:
         lease.drop_guesses()  # from now on nobody can wait for one of them

@@ -27,6 +27,7 @@ class Counting:
         self.freed = 0
         self.forgets_parts = True
         self.exchanges = True
+        self.copying = False
 
     # the vocabulary
     def tokenize(self, text, *, special=False, first=False):
@@ -57,6 +58,7 @@ class Counting:
             assert self.turnstile.acquire(timeout=TIMEOUT_S)
         if self.crash:
             raise RuntimeError("out of my mind")
+        self.copying = False
         batch: dict[int, int] = {}
         self._rows = rows
         for row in rows:
@@ -71,7 +73,7 @@ class Counting:
 
     def logits(self, row):
         assert self._rows[row].wanted
-        scores = [0.0] * 256
+        scores: list[float] = [0.0] * 256
         scores[(self._rows[row].token + 1) % 256] = 2.0
         scores[ord("?")] = 1.0
         return scores
@@ -88,8 +90,10 @@ class Counting:
     def copy(self, source, target):
         assert not self.cache.setdefault(target, [])
         self.cache[target] = list(self.cache[source])
+        self.copying = True  # llama.cpp copies at the next decode
 
     def exchange(self, a, b):
+        assert not self.copying, "contents are moved before they are copied"
         held = self.cache.get(a, []), self.cache.get(b, [])
         self.cache[b], self.cache[a] = held
         return self.exchanges

@@ -412,3 +412,73 @@ def test_many_threads_get_their_own_answers(model):
     for thread in threads:
         thread.join(TIMEOUT_S)
     assert texts == {chr(65 + i): "".join(chr(66 + i + j) for j in range(10)) for i in range(8)}
+
+
+# --- what is in the cache already ---------------------------------------------------------------
+
+SYSTEM = "You are a guide to an old city, "  # 32 bytes, as much as is worth a copy
+
+
+@pytest.fixture
+def roomy(monkeypatch, context):
+    """Four sequences with room for long prompts."""
+    context.n_ctx = 1000
+
+    def start(settings):
+        engine = Engine(lambda: context, max_concurrency=4, n_batch=64, run_ahead=0)
+        engine.start()
+        return engine
+
+    monkeypatch.setattr(llamacpp, "_start_engine", start)
+    with LlamaCppModel() as model:
+        yield model
+
+
+def test_a_later_turn_evaluates_what_is_new(roomy, context):
+    answer = session(roomy, "a long question")
+    text = write(answer, 3)
+    answer.feed(Feed((ord(text[-1]),)))
+    answer.close()
+    turns = [Turn("user", "a long question"), Turn("assistant", text), Turn("user", "more")]
+    later = roomy.open(turns, Sampling()).result(TIMEOUT_S)
+    step(later)
+    assert later.cached_tokens >= len("a long question") + 2
+    assert later.evaluated_tokens == later.prompt_tokens - later.cached_tokens
+    assert bytes(context.cache[0]) == b"a long question" + text.encode() + b"more"
+
+
+def test_a_shared_beginning_is_copied_before_anything_can_move_it(roomy, context):
+    """Four chats come at once: two share a beginning, two change places with idle ones."""
+    for number in range(4):
+        session(roomy, f"{number} idle chat with a text of its own").close()
+    holder = session(roomy, SYSTEM + "first")
+    step(holder)
+    futures = [
+        opened(roomy, text)
+        for text in (SYSTEM + "second question", "3 idle chat with a text of its own, and more")
+    ]
+    sessions = [future.result(TIMEOUT_S) for future in futures]
+    assert sessions[0].cached_tokens >= 32
+    for one, text in zip(sessions, ("o", "f"), strict=True):
+        assert step(one).text == text
+
+
+def test_a_copy_that_leaves_one_token_keeps_the_scores_behind_it(roomy):
+    holder = session(roomy, SYSTEM + "x")
+    step(holder)
+    other = session(roomy, SYSTEM + "x")
+    before = other.evaluated_tokens
+    assert step(other).text == "y"
+    assert (before, other.evaluated_tokens) == (1, 1)
+
+
+def test_an_exchange_that_fails_costs_the_cache_and_nothing_else(roomy, context):
+    context.exchanges = False
+    first = session(roomy, "first chat")
+    step(first)
+    third = [session(roomy, f"{n} chat") for n in range(3)]
+    for one in third:
+        step(one)
+    for one in (first, *third[:2]):
+        one.close()
+    assert write(session(roomy, "first chat, later"), 3) == "stu"
