@@ -449,8 +449,11 @@ def test_a_later_turn_evaluates_what_is_new(roomy, context):
 
 def test_a_shared_beginning_is_copied_before_anything_can_move_it(roomy, context):
     """Four chats come at once: two share a beginning, two change places with idle ones."""
-    for number in range(4):
-        session(roomy, f"{number} idle chat with a text of its own").close()
+    idle = [session(roomy, f"{number} idle chat with a text of its own") for number in range(4)]
+    for one in idle:
+        step(one)
+    for one in idle:
+        one.close()
     holder = session(roomy, SYSTEM + "first")
     step(holder)
     futures = [
