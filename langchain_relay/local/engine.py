@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +29,31 @@ from langchain_relay.errors import (
 )
 from langchain_relay.local.answers import FinishedAnswers
 from langchain_relay.local.batch import Part, plan
-from langchain_relay.local.lease import Lease, Opening
+from langchain_relay.local.inbox import (
+    Ask,
+    Closed,
+    Fed,
+    Left,
+    Message,
+    Open,
+    Resumed,
+    Stop,
+    fail,
+    ours,
+    refuse,
+)
+from langchain_relay.local.lease import Lease
+from langchain_relay.local.picking import follow, pick, signals
 from langchain_relay.local.prefixes import Prefixes
-from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, SIGNALS
+from langchain_relay.local.sampling import SIGNALS
 from langchain_relay.local.sequence import Sequence
 from langchain_relay.local.slots import Slot, Slots
-from langchain_relay.local.text import begins, forbidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from langchain_relay.engine.events import Decode, Feed
-    from langchain_relay.local.context_types import Context, TextGrammar
+    from langchain_relay.local.context_types import Context
     from langchain_relay.local.prefix_files import PrefixFiles
-    from langchain_relay.local.sampling import Chosen
 
 logger = logging.getLogger(__name__)
 
@@ -58,61 +68,6 @@ STRAGGLERS_S = 0.001
 
 STOP_S = 10.0
 """How long the end of the process waits for the decode that is running."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Open:
-    """Somebody wants a sequence; `granted` makes a session of it, and keeps its model alive."""
-
-    opening: Opening
-    chosen: Chosen
-    granted: Callable[[Lease, Context], Any]
-    future: Future[Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
-    """A session wants a token."""
-
-    lease: Lease
-    ask: Decode
-    future: Future[Step]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fed:
-    """A session puts text into its context."""
-
-    lease: Lease
-    ask: Feed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Closed:
-    """A session gives its sequence back."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Resumed:
-    """A session took a step that was decoded ahead: there is room for another."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Left:
-    """A model uses this engine no more: what it has under way fails."""
-
-    user: Hashable
-    done: Future[None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stop:
-    """Nobody needs the engine any more."""
-
-
-Message = Open | Ask | Fed | Closed | Resumed | Left | Stop
 
 
 class Engine:
@@ -170,7 +125,7 @@ class Engine:
     def submit(self, message: Message) -> None:
         """Send a message; if the engine has ended, its future fails at once."""
         if self._pid != os.getpid():
-            _refuse(message, LocalModelError("this session belongs to the process that forked"))
+            refuse(message, LocalModelError("this session belongs to the process that forked"))
             return
         self._inbox.put(message)
         # The thread sets `_ended` before it empties the inbox for the last time.
@@ -193,7 +148,7 @@ class Engine:
     def _refuse_inbox(self, error: RelayError) -> None:
         while True:
             try:
-                _refuse(self._inbox.get_nowait(), error)
+                refuse(self._inbox.get_nowait(), error)
             except Empty:
                 return
 
@@ -225,7 +180,7 @@ class Engine:
         self._ended = error
         self._refuse_inbox(error)
         for asked, *_ in self._waiting:
-            _fail(asked.future, error)
+            fail(asked.future, error)
         for lease in self._leases:
             lease.drop_guesses()  # from now on everybody has to ask us, and is refused
             self._fail_ask(lease, error)
@@ -295,7 +250,7 @@ class Engine:
             self._check_prompt(prompt)
             system = self._prefixes.system_tokens(opening.turns, prompt) if self._prefixes else 0
         except Exception as error:  # noqa: BLE001 - one chat's fault must not end the others
-            _fail(asked.future, _ours(error))
+            fail(asked.future, ours(error))
         else:
             self._waiting.append((asked, prompt, system))
 
@@ -320,7 +275,7 @@ class Engine:
             try:
                 sampler = self._context.sampler(asked.chosen)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
-                asked.future.set_exception(_ours(error))
+                asked.future.set_exception(ours(error))
                 continue
             slot = self._prepared(prompt)
             sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
@@ -383,7 +338,7 @@ class Engine:
         error = LocalModelError("the local model was closed")
         for asked, *_ in self._waiting:
             if asked.opening.user == user:
-                _fail(asked.future, error)
+                fail(asked.future, error)
         self._waiting = deque(one for one in self._waiting if one[0].opening.user != user)
         for lease in [lease for lease in self._leases if lease.opening.user == user]:
             lease.drop_guesses()
@@ -402,7 +357,7 @@ class Engine:
             lease.drop_guesses()
             lease.sequence.change(fed.ask.append, fed.ask.rewind, more_text=True)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
-            lease.error = _ours(error)
+            lease.error = ours(error)
         lease.feeding, lease.scores = True, None
         self._tidy(lease.sequence)
 
@@ -413,9 +368,9 @@ class Engine:
             lease.drop_guesses()
             lease.sequence.change(ask.append, ask.rewind, more_text=False)
             self._check_room(lease.sequence)
-            self._follow(lease, ask.rule)
+            follow(self._context, lease, ask.rule)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
-            _fail(message.future, _ours(error))
+            fail(message.future, ours(error))
             return
         scores, lease.scores = lease.scores, None
         lease.feeding, lease.future = False, message.future
@@ -449,18 +404,6 @@ class Engine:
                 needed_tokens=len(sequence.tokens),
                 n_ctx=n_ctx,
             )
-
-    def _follow(self, lease: Lease, rule: Rule) -> None:
-        """From now on `lease` is under `rule`; a new grammar begins here."""
-        lease.rule = rule
-        old = lease.grammar
-        if rule.grammar == (old and old.text):
-            return
-        lease.grammar, lease.grammar_start = None, lease.sequence.position
-        if old is not None:
-            old.free()
-        if rule.grammar is not None:
-            lease.grammar = self._context.grammar(rule.grammar)
 
     def _tidy(self, sequence: Sequence) -> None:
         """Make the KV cache end where the evaluated tokens end."""
@@ -561,49 +504,13 @@ class Engine:
         """Sample from a row of the last decode, or from scores that were kept."""
         try:
             logits = scores if row is None else self._context.logits(row)
-            step = self._sample(lease, logits, self._signals(lease.rule, logits, row))
+            step = pick(
+                self._context, lease, logits, signals(self._context, lease.rule, logits, row)
+            )
         except Exception as error:  # noqa: BLE001 - as in `_queue`
-            self._fail_step(lease, _ours(error))
+            self._fail_step(lease, ours(error))
         else:
             self._deliver(lease, step)
-
-    def _signals(self, rule: Rule, logits: Any, row: int | None) -> dict[str, Any]:
-        """Only where the rule asks for them."""
-        if not rule.signals:
-            return {}
-        found: dict[str, Any] = dict(self._context.measure(logits, rule.signals))
-        if "hidden" in rule.signals and row is not None:
-            found["hidden"] = self._context.hidden(row)
-        return found
-
-    def _sample(self, lease: Lease, logits: Any, signals: dict[str, Any]) -> Step:
-        """Sample the candidate first and check it; mask only on failure."""
-        context, sequence, rule = self._context, lease.sequence, lease.rule
-        banned = forbidden(rule.ban)
-        tail = sequence.local_tail(max(map(len, banned))) if banned else ""
-        grammar = self._grammar(lease)
-        written = sequence.last_written(PENALTY_LAST_TOKENS)
-        for attempt in range(len(logits)):
-            token = lease.sampler.pick(logits, sequence.position, written, attempt)
-            if logits[token] == float("-inf"):
-                break
-            if grammar is not None and not grammar.allows(token):
-                grammar.mask(logits)
-                continue
-            if context.vocab.is_eog(token):
-                return Step(token, "", eog=True, signals=signals)
-            text = sequence.text_of(token)
-            if not banned or not begins(tail, text, banned):
-                return Step(token, text, signals=signals)
-            logits[token] = float("-inf")
-        raise LocalModelError("no token may follow: all are banned or outside the grammar")
-
-    def _grammar(self, lease: Lease) -> TextGrammar | None:
-        if lease.grammar is not None:
-            # What a rewind takes back may lie before the place where the grammar began.
-            lease.grammar_start = min(lease.grammar_start, lease.sequence.position)
-            lease.grammar.follow(lease.sequence.local_since(lease.grammar_start))
-        return lease.grammar
 
     def _deliver(self, lease: Lease, step: Step) -> None:
         """Hand `step` to whoever waits for it, or keep it for when it is asked for."""
@@ -653,29 +560,7 @@ class Engine:
         future, lease.future = lease.future or self._keep_guess(lease), None
         if future is not None:
             self._asking.pop(lease, None)
-            _fail(future, error)
-
-
-def _refuse(message: Message, error: RelayError) -> None:
-    match message:
-        case Open() | Ask():
-            _fail(message.future, error)
-        case Left():
-            message.done.set_result(None)
-        case Fed() | Closed() | Resumed() | Stop():
-            pass
-
-
-def _ours(error: Exception) -> RelayError:
-    """`error`, or an error of ours that tells of it."""
-    if isinstance(error, RelayError):
-        return error
-    return LocalModelError(f"the local engine failed: {type(error).__name__}: {error}")
-
-
-def _fail(future: Future[Any], error: RelayError) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)
+            fail(future, error)
 
 
 _running: set[Engine] = set()

@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_relay.errors import LocalModelError, UsageMistake
 from langchain_relay.local import models, sharing
 from langchain_relay.local.context_types import LlamaSettings
-from langchain_relay.local.engine import (
-    RUN_AHEAD,
-    Ask,
-    Closed,
-    Engine,
-    Fed,
-    Open,
-    Resumed,
-)
+from langchain_relay.local.engine import RUN_AHEAD, Engine
+from langchain_relay.local.inbox import Ask, Closed, Fed, Open, Resumed
 from langchain_relay.local.lease import Lease, Opening
 from langchain_relay.local.prefix_files import PrefixFiles
 from langchain_relay.local.sampling import choose

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from langchain_relay.local.engine import Left, Stop
+from langchain_relay.local.inbox import Left, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
