@@ -240,7 +240,6 @@ class RelayChatModel(BaseChatModel):
             n_threads=self.n_threads,
             n_gpu_layers=self.n_gpu_layers,
             max_concurrency=self.max_concurrency,
-            share=not isinstance(self._hosted, LocalDelegate),
         )
 
     @property

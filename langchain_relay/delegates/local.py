@@ -31,8 +31,8 @@ class LocalDelegate:
 
     Args:
         model: An alias, a path, `"hf:org/repo/file.gguf"`, or a `LlamaCppModel` with its own
-            settings. It needs an engine of its own: `share=False` if the model that writes the
-            answer has the same file and settings.
+            settings. It gets an engine of its own, since answers would otherwise wait for
+            sequences that they hold themselves.
         sampling: How it samples; greedy by default.
     """
 
@@ -42,10 +42,12 @@ class LocalDelegate:
         *,
         sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008 - frozen
     ) -> None:
-        if isinstance(model, str | Path):
-            from langchain_relay.local import LlamaCppModel
+        from langchain_relay.local import LlamaCppModel
 
-            model = LlamaCppModel(model, share=False)
+        if isinstance(model, str | Path):
+            model = LlamaCppModel(model)
+        if isinstance(model, LlamaCppModel):
+            model.decode_apart()
         self._local = model
         self._sampling = sampling
 

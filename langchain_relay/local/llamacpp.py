@@ -173,6 +173,12 @@ class LlamaCppModel:
         if engine is not None:
             sharing.leave(engine, id(self), wait=True)
 
+    def decode_apart(self) -> None:
+        """Have an engine of its own, unless it has joined one already."""
+        with self._lock:
+            if self._engine is None:
+                self._share = False
+
     def shares_engine(self, other: LlamaCppModel) -> bool:
         """Whether both decode in one context, where one's chats may wait for the other's."""
         return self is other or self._engine_key == other._engine_key

@@ -128,7 +128,7 @@ class Slots:
     def _continued(self, shared: dict[int, int], reusable: int) -> int | None:
         """The idle sequence whose conversation the prompt goes on with, or asks again."""
         lost = LOST_TOKENS if self.rewinds else 0
-        again = reusable - LOST_TOKENS if self.rewinds else reusable + 1
+        again = reusable if self.rewinds else reusable + 1
         mine = [
             slot
             for slot, ids in self._idle.items()

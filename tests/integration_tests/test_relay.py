@@ -147,8 +147,10 @@ def test_the_kv_is_kept_over_a_hand_over(local: LlamaCppModel, openai_server: Op
     """After it exactly the last token of the command and the span are evaluated."""
     span = "391, as a patient child with a slate would find"
     openai_server.script(Reply(span, usage=(57, 1)))
-    noted = NotedModel(local)
-    relay(noted, delegate_to(openai_server, mode="prefill"), max_span_tokens=64).invoke(QUESTION)
+    hosted = delegate_to(openai_server, mode="prefill")
+    with LlamaCppModel(n_ctx=1024, n_threads=2, max_concurrency=1, run_ahead=0) as steady:
+        noted = NotedModel(steady)
+        relay(noted, hosted, max_span_tokens=64).invoke(QUESTION)
 
     notes = noted.sessions[0].notes
     first_feed = next(i for i, (kind, _, _) in enumerate(notes) if kind == "feed")
@@ -171,11 +173,7 @@ def test_the_kv_is_kept_over_a_hand_over(local: LlamaCppModel, openai_server: Op
 def test_alone_and_beside_three_others(
     local: LlamaCppModel, openai_server: OpenAIServer, sampling: dict[str, Any]
 ) -> None:
-    """The same text, for contexts of up to 256 tokens.
-
-    Beyond, llama.cpp's flash attention splits the KV cache between threads for a lone row and not
-    for several, so that scores differ in their last bits and a near tie may fall the other way.
-    """
+    """The same text, hosted spans included."""
     script = "One two three four five six seven. Thus we see"
     openai_server.script(Reply(script, usage=(57, 9), delay_s=0.02))
     model = relay(

@@ -120,6 +120,7 @@ def test_only_local_text_can_call(
         in {
             draft + "".join(span) + draft + "c",
             draft + "".join(span).lstrip() + draft + "c",
+            draft.rstrip() + "".join(span) + draft + "c",
         }
         or not draft.strip()
     )

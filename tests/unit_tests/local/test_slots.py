@@ -127,6 +127,12 @@ def test_a_question_asked_again_takes_the_place_of_its_answer():
     assert slots.take([*SYSTEM, 1]) == Slot(0, kept=len(SYSTEM))
 
 
+def test_a_question_much_like_another_leaves_it_alone():
+    slots = Slots(2)
+    slots.give(slots.take([1]).id, SYSTEM + [1] * 50)
+    assert slots.take([*SYSTEM, 3, 4]) == Slot(1, kept=len(SYSTEM), donor=0)
+
+
 def test_another_conversation_with_the_same_beginning_gets_a_copy():
     slots = Slots(2)
     slots.give(slots.take([1]).id, SYSTEM + [1] * 50)
