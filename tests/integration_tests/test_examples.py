@@ -33,6 +33,12 @@ CASES = {
         r"[\s\S]*ai: The capital of Mongolia is Ulaanbaatar\.\n"
     ),
     "on_a_server": r"\[.+\][\s\S]*hand-overs: ([1-8])\ncompletions: [2-9]\n",
+    "second_turn": (
+        r"turn 1 +\d+ prompt tokens, +0 from the cache\n"
+        r"turn 2 +\d+ prompt tokens, +[1-9]\d+ from the cache\n"
+        r"turn 3 +\d+ prompt tokens, +[1-9]\d+ from the cache\n"
+        r"another conversation +\d+ prompt tokens, +[1-9]\d+ from the cache\n"
+    ),
     "async_batch": r"How many minutes .* \[.+\].*\n(.+\n)+Name a color\. +\S+.*\n\n[1-9]\d* calls",
 }
 """What the output of each script must contain."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import random
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -88,10 +91,10 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
     assert len({tuple(ids) for ids in alone.values()}) > 3  # else foreign tokens would not show
     process = psutil.Process()
     settled_mib = 0.0
-    done = 0
+    done = cancelled = 0
 
     async def chat():
-        nonlocal done, settled_mib
+        nonlocal done, cancelled, settled_mib
         while done < ANSWERS:
             done += 1
             if done == SETTLED:
@@ -99,6 +102,7 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
                 settled_mib = process.memory_info().rss / 2**20
             question = rng.choice(QUESTIONS)
             cancel_at = rng.randrange(TOKENS) if rng.random() < 0.1 else None
+            cancelled += cancel_at is not None
             if rng.random() < 0.02:
                 opened(model, question).cancel()
             got = await answered(model, question, TOKENS, cancel_at)
@@ -107,8 +111,18 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
     await asyncio.gather(*(chat() for _ in range(CHATS + 4)))  # some queue
     gc.collect()
     grown_mib = process.memory_info().rss / 2**20 - settled_mib
+    if SOAK:
+        note_soak(answers=done, cancelled=cancelled, settled_mib=settled_mib, grown_mib=grown_mib)
     assert grown_mib < SLACK_MIB, f"{grown_mib:.1f} MiB more after {done} answers"
     assert not model._engine._leases
+
+
+def note_soak(**facts):
+    """Where the results of benchmarks are kept, with a date."""
+    today = datetime.now(tz=UTC).date().isoformat()
+    facts |= {"date": today, "chats": CHATS, "tokens": TOKENS, "model": "smollm2-135m"}
+    path = Path(__file__).parents[3] / "benchmarks" / "results" / f"soak-chats-{today}.json"
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 # --- running ahead on real logits ---------------------------------------------------------------
