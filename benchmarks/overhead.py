@@ -116,7 +116,7 @@ def measure(plan: Plan, told: Told) -> list[Row]:
         return engine
 
     with (
-        patch.object(llamacpp, "_start_engine", start),
+        patch.object(llamacpp, "_new_engine", start),
         LlamaCppModel(plan.model, max_concurrency=1) as local,
     ):
         model = relay_model(local)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KEPT_TOKENS = 1_000_000
 """Of all kept answers together: some tens of megabytes."""
 
+_EACH = 16
+"""What an entry takes beside its ids, in ids."""
+
 
 class FinishedAnswers:
     """Remembers the latest answers, up to `max_tokens` in all."""
@@ -30,15 +33,18 @@ class FinishedAnswers:
 
     def remember(self, turns: Sequence[Turn], text: str, ids: Sequence[int]) -> None:
         """`text`, the local view of an answer to `turns`, has these ids."""
-        if not text or len(ids) > self._max_tokens:
+        size = len(ids) + _EACH
+        if not text or size > self._max_tokens:
             return
         *_, (_, before) = _digests(turns)
         key = _extended(before, "assistant", text).digest()
-        self._tokens += len(ids) - len(self._answers.pop(key, ()))
+        if (known := self._answers.pop(key, None)) is not None:
+            self._tokens -= len(known) + _EACH
         self._answers[key] = tuple(ids)
+        self._tokens += size
         while self._tokens > self._max_tokens:
             _, oldest = self._answers.popitem(last=False)
-            self._tokens -= len(oldest)
+            self._tokens -= len(oldest) + _EACH
 
     def find(self, turns: Sequence[Turn]) -> Mapping[int, Sequence[int]]:
         """The ids of those of `turns` that are remembered answers, by the turn's number."""

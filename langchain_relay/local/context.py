@@ -55,6 +55,7 @@ class LlamaContext:
         self._weights: weights.Weights | None = None
         self._ctx: int | None = None
         self._batch: Any = None
+        self._adapter: Any = None
         self._n_threads = settings.n_threads
         path = models.resolve(settings.model)
         log.own_this_thread()
@@ -70,7 +71,8 @@ class LlamaContext:
             self._ctx = _new_context(model, self.n_ctx, settings)
             self._memory = llama_cpp.llama_get_memory(self._ctx)
             if settings.adapter is not None:
-                _set_adapter(model, self._ctx, settings.adapter)
+                self._adapter = self._weights.load_adapter(settings.adapter)
+                _set_adapter(self._ctx, self._adapter, settings.adapter)
             self._batch = batch = llama_cpp.llama_batch_init(settings.n_batch, 0, 1)
             # Looked up once: each access to a structure's pointer makes a new object.
             self._columns = (batch.token, batch.pos, batch.seq_id, batch.logits)
@@ -203,10 +205,12 @@ class LlamaContext:
         if self._ctx is not None:
             llama_cpp.llama_free(self._ctx)
         if self._weights is not None:
+            if self._adapter is not None:
+                self._weights.free_adapter(self._adapter)
             weights.release(self._weights)
         log.disown_this_thread()
         decode_threads.leave(self._n_threads)
-        self._batch = self._ctx = self._weights = None
+        self._batch = self._ctx = self._weights = self._adapter = None
         self._n_threads = 0
 
     def last_words(self) -> str:
@@ -250,14 +254,7 @@ def _new_context(model: int, n_ctx: int, settings: LlamaSettings) -> int:
     return int(context)
 
 
-def _set_adapter(model: int, context: int, path: Path) -> None:
-    # The model frees its adapters.
-    adapter = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
-    if not adapter:
-        raise LocalModelError(
-            f"llama.cpp cannot load the adapter {str(path)!r} onto this model; was it trained on "
-            f"it? {log.last_words()}"
-        )
+def _set_adapter(context: int, adapter: Any, path: Path) -> None:
     adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(
         ctypes.cast(adapter, llama_cpp.llama_adapter_lora_p_ctypes)
     )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ class Engine:
         self._run_ahead = run_ahead
         self._slots = Slots(max_concurrency)
         self._answers = FinishedAnswers()
+        self._opened: Context | None = None
         self._files = files
         self._prefixes: Prefixes | None = None
         self._waiting: deque[tuple[Open, list[int], int]] = deque()  # with prompt, system tokens
@@ -113,9 +115,10 @@ class Engine:
     # --- called from any thread -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, which loads the model."""
-        _running.add(self)
-        self._thread.start()
+        """Start the thread, which loads the model, unless it was started."""
+        if self._thread.ident is None:
+            _running.add(self)
+            self._thread.start()
 
     @property
     def alive(self) -> bool:
@@ -157,7 +160,7 @@ class Engine:
     def _run(self) -> None:
         error: RelayError = LocalModelError("the local model was closed")
         try:
-            self._context = self._load()
+            self._context = self._opened = self._load()
             self._slots.rewinds = self._context.rewinds
             if not self._context.rewinds:
                 self._run_ahead = 0
@@ -166,6 +169,8 @@ class Engine:
             self.loaded.set_result(self._context)
             while not self._stopping:
                 self._receive()
+                if self._stopping:
+                    break
                 self._grant()
                 self._step()
         except RelayError as failure:
@@ -184,12 +189,12 @@ class Engine:
         for lease in self._leases:
             lease.drop_guesses()  # from now on everybody has to ask us, and is refused
             self._fail_ask(lease, error)
+        for lease in self._leases:
+            lease.free()
+        if self._opened is not None:
+            self._opened.free()
         if not self.loaded.done():
             self.loaded.set_exception(error)
-        else:
-            for lease in self._leases:
-                lease.free()
-            self._context.free()
         _running.discard(self)
 
     def _receive(self) -> None:
@@ -232,8 +237,10 @@ class Engine:
                 self._answered.discard(message.lease)
                 self._take_back(message.lease)
             case Left():
-                self._dismiss(message.user)
-                message.done.set_result(None)
+                try:
+                    self._dismiss(message.user)
+                finally:
+                    message.done.set_result(None)
             case Stop():
                 self._stopping = True
 
@@ -273,24 +280,34 @@ class Engine:
             if not asked.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
             try:
-                sampler = self._context.sampler(asked.chosen)
+                lease = self._lease(asked, prompt, system)
+                session = asked.granted(lease, self._context)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
                 asked.future.set_exception(ours(error))
-                continue
-            slot = self._prepared(prompt)
-            sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
-            sequence.pause_at = system if system > slot.kept else 0
-            lease = Lease(asked.opening, sequence, sampler)
-            self._leases[lease] = None
-            if slot.donor is not None:
-                self._copy_now(lease)
-            asked.future.set_result(asked.granted(lease, self._context))
+            else:
+                asked.future.set_result(session)
 
-    def _prepared(self, prompt: list[int]) -> Slot:
-        """A sequence whose KV cache holds as much of `prompt` as can be had without evaluating."""
-        context = self._context
+    def _lease(self, asked: Open, prompt: list[int], system: int) -> Lease:
+        sampler = self._context.sampler(asked.chosen)
         leased = (lease.sequence for lease in self._leases)
         slot = self._slots.take(prompt, ((s.id, s.tokens[: s.evaluated]) for s in leased))
+        try:
+            slot = self._filled(slot, prompt)
+        except BaseException:
+            sampler.free()
+            self._empty(slot)
+            raise
+        sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
+        sequence.pause_at = system if system > slot.kept else 0
+        lease = Lease(asked.opening, sequence, sampler)
+        self._leases[lease] = None
+        if slot.donor is not None:
+            self._copy_now(lease)
+        return lease
+
+    def _filled(self, slot: Slot, prompt: list[int]) -> Slot:
+        """Put into the sequence what can be had of `prompt` without evaluating it."""
+        context = self._context
         if slot.exchanged is not None and not context.exchange(slot.id, slot.exchanged):
             self._slots.lose(slot.exchanged)
             slot = Slot(slot.id)
@@ -302,6 +319,13 @@ class Engine:
         context.cut(slot.id, slot.kept)
         return slot
 
+    def _empty(self, slot: Slot) -> None:
+        """Nobody knows what it holds after an error."""
+        for sequence in {slot.id, slot.id if slot.exchanged is None else slot.exchanged}:
+            self._context.cut(sequence, 0)
+            self._slots.lose(sequence)
+        self._slots.give(slot.id, [])
+
     def _copy_now(self, lease: Lease) -> None:
         """llama.cpp copies at the next decode: until then nobody may move what is copied from."""
         lease.feeding = True  # its scores are kept in case that was the prompt's last token
@@ -309,6 +333,8 @@ class Engine:
 
     def _take_back(self, lease: Lease) -> None:
         lease.drop_guesses()  # from now on nobody can wait for one of them
+        with suppress(LocalModelError):
+            lease.sequence.change((), 0, more_text=False)
         self._fail_ask(lease, LocalModelError("the session was closed while it decoded"))
         if lease not in self._leases:
             return
@@ -375,7 +401,7 @@ class Engine:
         scores, lease.scores = lease.scores, None
         lease.feeding, lease.future = False, message.future
         if not lease.sequence.pending:
-            if scores is not None and "hidden" not in ask.rule.signals:
+            if scores is not None and not ask.rewind and "hidden" not in ask.rule.signals:
                 self._answer_lease(lease, None, scores)
                 return
             # Nothing new to evaluate: the logits behind the last token are asked for again.
@@ -552,6 +578,7 @@ class Engine:
     def _fail_step(self, lease: Lease, error: RelayError) -> None:
         """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
         if lease.future is None and lease.ahead.awaited is None:
+            lease.feeding = False  # else it would be tried again at once, for ever
             lease.drop_guesses()
             self._tidy(lease.sequence)
         self._fail_ask(lease, error)

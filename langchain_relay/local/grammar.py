@@ -52,7 +52,12 @@ class Grammar:
             llama_cpp.llama_sampler_reset(self._sampler)
             known, self._followed = 0, []
         for token in written[known:]:
-            # Only what was allowed gets here: llama.cpp aborts the process on anything else.
+            # llama.cpp ends the process on anything else.
+            if not self.allows(token):
+                raise UsageMistake(
+                    "the text behind the place where the grammar began does not follow it: append "
+                    "the steps that were sampled, or change the rule"
+                )
             llama_cpp.llama_sampler_accept(self._sampler, token)
             self._followed.append(token)
 

@@ -42,10 +42,12 @@ class LlamaCppModel:
     already. A later turn of a conversation evaluates only what is new, and a shared beginning, such
     as a system prompt, is copied.
 
-    With a given seed a chat's text does not depend on what else is decoded, when, or in which
-    pieces. That was measured for Q4_1 weights on x86; on a GPU or on another kind of CPU scores
-    differ a little, and where two tokens are nearly as likely the other one may be chosen. A model
-    with recurrent layers cannot take text back: it evaluates the chat again, and says so once.
+    With a given seed the text behind given tokens does not depend on what else is decoded, when, or
+    in which pieces. That was measured for Q4_1 weights on x86; on a GPU or on another kind of CPU
+    scores differ a little, and where two tokens are nearly as likely the other one may be chosen.
+    A later turn goes on behind the tokens of its answers as they were written, as long as they are
+    remembered; after that their text is tokenized anew, which rarely gives others. A model with
+    recurrent layers cannot take text back: it evaluates the chat again, and says so once.
 
     Args:
         model: An alias (`"smollm2-135m"`), a path to a `.gguf` file, or `"hf:org/repo/file.gguf"`.
@@ -107,6 +109,7 @@ class LlamaCppModel:
         self._share = share
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+        self._leave: weakref.finalize[[Engine, int], LlamaCppModel] | None = None
         self._closed = False
 
     @property
@@ -208,12 +211,13 @@ class LlamaCppModel:
             if self._closed:
                 raise LocalModelError(f"the local model {self.name!r} was closed")
             if self._engine is None or not self._engine.alive:
-                start = _start_engine
-                self._engine = sharing.join(
-                    self._engine_key, id(self), lambda: start(self._settings)
-                )
+                if self._leave is not None:
+                    self._leave.detach()
+                new = partial(_new_engine, self._settings)
+                self._engine = sharing.join(self._engine_key, id(self), new)
                 # The thread holds the engine, never the model; so the model can be collected.
-                weakref.finalize(self, sharing.leave, self._engine, id(self)).atexit = False
+                self._leave = weakref.finalize(self, sharing.leave, self._engine, id(self))
+                self._leave.atexit = False
             return self._engine
 
 
@@ -264,6 +268,8 @@ class LlamaCppSession:
         taken = self._lease.ahead.ask(ask, future) if self._engine.alive else None
         if taken is None:
             self._engine.submit(Ask(self._lease, ask, future))
+        if taken is None or taken.step is None:
+            future.add_done_callback(self._answered)  # so that the future keeps the session open
         elif taken.step is not None:
             future.set_result(taken.step)
             if taken.engine_waits:
@@ -272,8 +278,12 @@ class LlamaCppSession:
 
     def feed(self, ask: Feed) -> None:
         """Put foreign text into the context; it is evaluated while it arrives."""
-        self._lease.ahead.hold()
+        if self._engine.alive:
+            self._lease.ahead.hold()
         self._engine.submit(Fed(self._lease, ask))
+
+    def _answered(self, future: Future[Step]) -> None:
+        """Nothing is to be done; being called is why the session is still there."""
 
     def count(self, text: str) -> int:
         """Tokens of `text` in the local vocabulary."""
@@ -284,21 +294,19 @@ class LlamaCppSession:
         self._close()
 
 
-def _start_engine(settings: LlamaSettings) -> Engine:
+def _new_engine(settings: LlamaSettings) -> Engine:
     def load() -> Context:
         from langchain_relay.local.context import LlamaContext
 
         return LlamaContext(settings)
 
-    engine = Engine(
+    return Engine(
         load,
         max_concurrency=settings.max_concurrency,
         n_batch=settings.n_batch,
         run_ahead=settings.run_ahead,
         files=None if settings.state_dir is None else partial(_prefix_files, settings),
     )
-    engine.start()
-    return engine
 
 
 def _prefix_files(settings: LlamaSettings, context: Context) -> PrefixFiles:

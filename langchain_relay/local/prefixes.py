@@ -52,7 +52,7 @@ class Prefixes:
         if self._context.restore(slot.id, found.payload):
             return Slot(slot.id, found.n_ids)
         self._context.cut(slot.id, 0)
-        return Slot(slot.id)
+        return slot if slot.donor is not None else Slot(slot.id)
 
     def note_evaluated(self, sequence: Sequence) -> None:
         """Save the state of a sequence that has come to the end of its system prompt."""

@@ -115,7 +115,7 @@ class Sequence:
         be taken back.
         """
         end = len(self.tokens) - (0 if rewinds else self._tail_tokens)
-        return max(0, end - self.evaluated)
+        return max(0, min(end - self.evaluated, self.next_piece))
 
     def last_written(self, n: int) -> list[int]:
         """The last `n` ids behind the prompt."""

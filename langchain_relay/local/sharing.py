@@ -20,18 +20,27 @@ _engines: dict[Hashable, Engine] = {}
 _users: dict[Engine, set[Hashable]] = {}
 
 
-def join(key: Hashable, user: Hashable, start: Callable[[], Engine]) -> Engine:
-    """The living engine of `key`, started if there is none; `user` has to leave it once."""
+def join(key: Hashable, user: Hashable, new: Callable[[], Engine]) -> Engine:
+    """The living engine of `key`, a new one if there is none; `user` has to leave it once."""
     with _lock:
-        while True:
-            engine = _engines.get(key)
-            if engine is None or not engine.alive:
-                engine = _engines[key] = start()
-            _users.setdefault(engine, set()).add(user)
-            # A collection in between may have ended the engine's last other user.
-            if _engines.get(key) is engine:
-                return engine
-            del _users[engine]
+        engine = _joined(key, user, new)
+    # Without the lock: the new thread may collect a model, which leaves its engine.
+    engine.start()
+    return engine
+
+
+def _joined(key: Hashable, user: Hashable, new: Callable[[], Engine]) -> Engine:
+    while True:
+        engine = _engines.get(key)
+        if engine is not None and not engine.alive:
+            _users.pop(engine, None)
+        if engine is None or not engine.alive:
+            engine = _engines[key] = new()
+        _users.setdefault(engine, set()).add(user)
+        # A collection in between may have ended the engine's last other user.
+        if _engines.get(key) is engine:
+            return engine
+        _users.pop(engine, None)
 
 
 def leave(engine: Engine, user: Hashable, *, wait: bool = False) -> None:

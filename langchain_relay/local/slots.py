@@ -126,9 +126,12 @@ class Slots:
             self._fresh.add(slot)
 
     def _continued(self, shared: dict[int, int], reusable: int) -> int | None:
-        """The idle sequence whose conversation the prompt goes on with, or asks again."""
+        """The idle sequence whose conversation the prompt goes on with.
+
+        Or asks again, if there is no empty one to copy its beginning to.
+        """
         lost = LOST_TOKENS if self.rewinds else 0
-        again = reusable if self.rewinds else reusable + 1
+        again = reusable if self.rewinds and not self._fresh else reusable + 1
         mine = [
             slot
             for slot, ids in self._idle.items()

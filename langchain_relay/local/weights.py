@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 
@@ -42,6 +42,26 @@ class Weights:
         except BaseException:
             llama_cpp.llama_model_free(self.model)
             raise
+
+    def load_adapter(self, path: Path) -> Any:
+        """A LoRA adapter onto this model, to be given back to `free_adapter`.
+
+        Raises:
+            LocalModelError: llama.cpp cannot load it.
+        """
+        with _lock:  # llama.cpp keeps a list of them, without a lock
+            adapter = llama_cpp.llama_adapter_lora_init(self.model, str(path).encode())
+        if not adapter:
+            raise LocalModelError(
+                f"llama.cpp cannot load the adapter {str(path)!r} onto this model; was it trained "
+                f"on it? {log.last_words()}"
+            )
+        return adapter
+
+    def free_adapter(self, adapter: Any) -> None:
+        """Free it, behind the context that used it."""
+        with _lock:
+            llama_cpp.llama_adapter_lora_free(adapter)
 
     @property
     def rewinds(self) -> bool:

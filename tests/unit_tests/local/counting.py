@@ -19,6 +19,7 @@ class Counting:
         self.vocab = self
         self.cache: dict[int, list[int]] = {}
         self.batches: list[dict[int, int]] = []
+        self.tried: list[int] = []
         self.gate: threading.Event | None = None
         self.turnstile: threading.Semaphore | None = None
         self.entered = threading.Event()
@@ -59,6 +60,7 @@ class Counting:
         if self.crash:
             raise RuntimeError("out of my mind")
         self.copying = False
+        self.tried.append(len(rows))
         batch: dict[int, int] = {}
         self._rows = rows
         for row in rows:

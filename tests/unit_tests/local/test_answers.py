@@ -31,7 +31,7 @@ def test_the_same_words_elsewhere_are_another_answer():
 
 
 def test_the_oldest_is_forgotten_first_and_what_was_found_is_young():
-    answers = FinishedAnswers(max_tokens=4)
+    answers = FinishedAnswers(max_tokens=36)
     first, second, third = ([Turn("user", name)] for name in "abc")
     answers.remember(first, "x", [1, 1])
     answers.remember(second, "x", [2, 2])
@@ -43,7 +43,7 @@ def test_the_oldest_is_forgotten_first_and_what_was_found_is_young():
 
 
 def test_an_answer_told_again_counts_once():
-    answers = FinishedAnswers(max_tokens=4)
+    answers = FinishedAnswers(max_tokens=36)
     for _ in range(5):
         answers.remember(QUESTION, "Hello!", [1, 2])
     answers.remember(NEXT, "x", [3, 4])
@@ -51,7 +51,7 @@ def test_an_answer_told_again_counts_once():
 
 
 def test_neither_nothing_nor_too_much_is_kept():
-    answers = FinishedAnswers(max_tokens=2)
+    answers = FinishedAnswers(max_tokens=18)
     answers.remember(QUESTION, "", [])
     answers.remember(QUESTION, "Hello!", [1, 2, 3])
     assert answers.find([*QUESTION, Turn("assistant", "")]) == {}

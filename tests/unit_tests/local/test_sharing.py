@@ -27,7 +27,7 @@ def contexts(monkeypatch):
         engine.start()
         return engine
 
-    monkeypatch.setattr(llamacpp, "_start_engine", start)
+    monkeypatch.setattr(llamacpp, "_new_engine", start)
     return contexts
 
 

@@ -123,8 +123,16 @@ def test_a_conversation_whose_end_was_trimmed_goes_on_too():
 
 def test_a_question_asked_again_takes_the_place_of_its_answer():
     slots = Slots(2)
+    first, other = slots.take([1]).id, slots.take([2]).id
+    slots.give(other, [5] * 50)
+    slots.give(first, SYSTEM + [1] * 50)
+    assert slots.take([*SYSTEM, 1]) == Slot(first, kept=len(SYSTEM))
+
+
+def test_a_question_asked_again_leaves_its_answer_where_another_sequence_is_empty():
+    slots = Slots(2)
     slots.give(slots.take([1]).id, SYSTEM + [1] * 50)
-    assert slots.take([*SYSTEM, 1]) == Slot(0, kept=len(SYSTEM))
+    assert slots.take([*SYSTEM, 1]) == Slot(1, kept=len(SYSTEM), donor=0)
 
 
 def test_a_question_much_like_another_leaves_it_alone():
