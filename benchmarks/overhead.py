@@ -111,9 +111,7 @@ def measure(plan: Plan, told: Told) -> list[Row]:
     """Layer by layer; each row contains the ones it is built on."""
 
     def start(settings: Any) -> Engine:
-        engine = Engine(Instant, max_concurrency=settings.max_concurrency, n_batch=N_BATCH)
-        engine.start()
-        return engine
+        return Engine(Instant, max_concurrency=settings.max_concurrency, n_batch=N_BATCH)
 
     with (
         patch.object(llamacpp, "_new_engine", start),

@@ -110,15 +110,17 @@ class Engine:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._ended: RelayError | None = None
         self._pid = os.getpid()
+        self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="langchain-relay", daemon=True)
 
     # --- called from any thread -----------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread, which loads the model, unless it was started."""
-        if self._thread.ident is None:
-            _running.add(self)
-            self._thread.start()
+        with self._starting:
+            if self._thread.ident is None:
+                _running.add(self)
+                self._thread.start()
 
     @property
     def alive(self) -> bool:

@@ -34,9 +34,7 @@ def run_ahead():
 @pytest.fixture
 def model(monkeypatch, context, run_ahead):
     def start(settings):
-        engine = Engine(lambda: context, max_concurrency=2, n_batch=8, run_ahead=run_ahead)
-        engine.start()
-        return engine
+        return Engine(lambda: context, max_concurrency=2, n_batch=8, run_ahead=run_ahead)
 
     monkeypatch.setattr(llamacpp, "_new_engine", start)
     with LlamaCppModel() as model:
@@ -347,9 +345,7 @@ def test_an_engine_that_fails_fails_everybody_and_the_next_open_starts_anew(mode
 
 def test_a_model_that_does_not_load_says_why_to_everybody_who_waits(monkeypatch):
     def start(settings):
-        engine = Engine(load, max_concurrency=1, n_batch=8)
-        engine.start()
-        return engine
+        return Engine(load, max_concurrency=1, n_batch=8)
 
     def load():
         assert gate.wait(TIMEOUT_S)
@@ -425,9 +421,7 @@ def roomy(monkeypatch, context):
     context.n_ctx = 1000
 
     def start(settings):
-        engine = Engine(lambda: context, max_concurrency=4, n_batch=64, run_ahead=0)
-        engine.start()
-        return engine
+        return Engine(lambda: context, max_concurrency=4, n_batch=64, run_ahead=0)
 
     monkeypatch.setattr(llamacpp, "_new_engine", start)
     with LlamaCppModel() as model:

@@ -23,9 +23,7 @@ def contexts(monkeypatch):
     def start(settings):
         contexts.append(Counting())
         context = contexts[-1]
-        engine = Engine(lambda: context, max_concurrency=2, n_batch=8, run_ahead=0)
-        engine.start()
-        return engine
+        return Engine(lambda: context, max_concurrency=2, n_batch=8, run_ahead=0)
 
     monkeypatch.setattr(llamacpp, "_new_engine", start)
     return contexts
