@@ -169,12 +169,13 @@ class Engine:
             if self._files is not None:
                 self._prefixes = Prefixes(self._files(self._context), self._context)
             self.loaded.set_result(self._context)
-            while not self._stopping:
-                self._receive()
+            rests = True
+            while True:
+                self._receive(wait=rests)
                 if self._stopping:
                     break
                 self._grant()
-                self._step()
+                rests = not self._step()
         except RelayError as failure:
             error = failure
         except BaseException as failure:  # noqa: BLE001  # whoever waits must hear of anything
@@ -199,9 +200,9 @@ class Engine:
             self.loaded.set_exception(error)
         _running.discard(self)
 
-    def _receive(self) -> None:
-        """Take in what was sent; waits while there is nothing to decode."""
-        if not self._has_work():
+    def _receive(self, *, wait: bool) -> None:
+        """Take in what was sent; `wait`: there is nothing to decode until something is."""
+        if wait:
             self._handle(self._inbox.get())
         deadline = None
         while not self._stopping:
@@ -217,11 +218,6 @@ class Engine:
                 self._handle(self._inbox.get(timeout=max(0, deadline - time.monotonic())))
             except Empty:
                 self._answered.clear()
-
-    def _has_work(self) -> bool:
-        return bool(self._asking) or any(
-            self._may_guess(lease) or self._feedable(lease) for lease in self._leases
-        )
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -333,11 +329,13 @@ class Engine:
         lease.feeding = True  # its scores are kept in case that was the prompt's last token
         self._evaluate([Part(lease, 1)])
 
-    def _take_back(self, lease: Lease) -> None:
+    def _take_back(
+        self, lease: Lease, why: str = "the session was closed while it decoded"
+    ) -> None:
         lease.drop_guesses()  # from now on nobody can wait for one of them
         with suppress(LocalModelError):
             lease.sequence.change((), 0, more_text=False)
-        self._fail_ask(lease, LocalModelError("the session was closed while it decoded"))
+        self._fail_ask(lease, LocalModelError(why))
         if lease not in self._leases:
             return
         del self._leases[lease]
@@ -363,15 +361,13 @@ class Engine:
         self._answers.remember(opening.turns, text, sequence.written)
 
     def _dismiss(self, user: Hashable) -> None:
-        error = LocalModelError("the local model was closed")
+        closed = "the local model was closed"
         for asked, *_ in self._waiting:
             if asked.opening.user == user:
-                fail(asked.future, error)
+                fail(asked.future, LocalModelError(closed))
         self._waiting = deque(one for one in self._waiting if one[0].opening.user != user)
         for lease in [lease for lease in self._leases if lease.opening.user == user]:
-            lease.drop_guesses()
-            self._fail_ask(lease, error)
-            self._take_back(lease)
+            self._take_back(lease, closed)
 
     # --- asks -----------------------------------------------------------------------------------
 
@@ -437,10 +433,16 @@ class Engine:
         """Make the KV cache end where the evaluated tokens end."""
         if sequence.cached <= sequence.evaluated:
             return
+        kept = sequence.evaluated
+        self._cut_back(sequence)
+        if sequence.evaluated < kept:
+            self._say_once(kept)
+
+    def _cut_back(self, sequence: Sequence) -> None:
+        """Forget all behind the evaluated tokens."""
         if not self._context.cut(sequence.id, sequence.evaluated):
             # A recurrent model cannot forget a part: start over.
             self._context.cut(sequence.id, 0)
-            self._say_once(sequence.evaluated)
             sequence.evaluated = 0
         sequence.cached = sequence.evaluated
 
@@ -455,23 +457,26 @@ class Engine:
 
     # --- decoding -------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """One batch: evaluate, then answer every ask whose tokens are all evaluated."""
+    def _step(self) -> bool:
+        """One batch: evaluate, then answer every ask whose tokens are all evaluated.
+
+        Returns:
+            Whether there was anything to evaluate.
+        """
         for lease in list(self._asking):
             self._drop_cancelled(lease)
         feeding = [(lease, n) for lease in self._leases if (n := self._feedable(lease))]
         parts = plan([*self._asking, *self._guessing()], feeding, self._n_batch)
         if parts:
             self._evaluate(parts)
+        return bool(parts)
 
     def _guessing(self) -> list[Lease]:
         """Leases for which the last token is appended before the caller says so."""
         leases = [lease for lease in self._leases if self._may_guess(lease)]
         for lease in leases:
-            if lease.guess is not None:
-                lease.sequence.change((lease.guess,), 0, more_text=False)
-                lease.ahead.guess()
-                lease.guess = None
+            lease.append_guess()
+            lease.ahead.guess()
         return leases
 
     def _may_guess(self, lease: Lease) -> bool:
@@ -498,20 +503,14 @@ class Engine:
         elif len(parts) > 1:
             # Find whose fault it is: each alone, from where it stood.
             for part in parts:
-                self._cut_back(part.lease)
+                self._cut_back(part.lease.sequence)
                 self._evaluate([part])
         else:
-            self._cut_back(parts[0].lease)
+            self._cut_back(parts[0].lease.sequence)
             said = self._context.last_words()
             self._fail_step(
                 parts[0].lease, LocalModelError(f"llama.cpp could not decode (error {rc}). {said}")
             )
-
-    def _cut_back(self, lease: Lease) -> None:
-        sequence = lease.sequence
-        if not self._context.cut(sequence.id, sequence.evaluated):
-            self._context.cut(sequence.id, 0)
-            sequence.evaluated = sequence.cached = 0
 
     def _answer(self, parts: list[Part]) -> None:
         row = -1
@@ -572,9 +571,8 @@ class Engine:
     def _keep_guess(self, lease: Lease) -> Future[Step] | None:
         """What was guessed was asked for: it stays. Returns who asked."""
         future = lease.ahead.withdraw()
-        if future is not None and lease.guess is not None:
-            lease.sequence.change((lease.guess,), 0, more_text=False)
-            lease.guess = None
+        if future is not None:
+            lease.append_guess()
         return future
 
     def _fail_step(self, lease: Lease, error: RelayError) -> None:

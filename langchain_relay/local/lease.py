@@ -185,6 +185,12 @@ class Lease:
         self.scores: Any = None
         self.error: RelayError | None = None
 
+    def append_guess(self) -> None:
+        """Put the last sampled token into the sequence, if it is not there yet."""
+        if self.guess is not None:
+            self.sequence.change((self.guess,), 0, more_text=False)
+            self.guess = None
+
     def drop_guesses(self) -> None:
         """Take back all that was appended without being asked for."""
         self.guess = None

@@ -521,7 +521,7 @@ def test_closing_does_not_hang_when_the_engine_fails_over_it(roomy, monkeypatch)
     other.count("x")
     session(other)
 
-    def broken(lease):
+    def broken(lease, why):
         raise MemoryError("none left")
 
     assert roomy._engine is None or roomy.shares_engine(other)
