@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,14 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.drivers import adrive, aleased, drive, leased
-from langchain_relay.engine.events import CallFailed, Event, Finished, SpanClosed, SpanOpened
+from langchain_relay.engine.events import (
+    CallFailed,
+    Event,
+    Finished,
+    SpanClosed,
+    SpanOpened,
+    TextAdded,
+)
 from langchain_relay.engine.loop import Bounds, Flow, relay
 from langchain_relay.engine.policy import AnswerContext, Policy
 from langchain_relay.engine.values import (
@@ -94,10 +101,10 @@ def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
         try:
             with closing(drive(answer.flow(session), session, source)) as events:
                 for event in events:
-                    told.note(event)
-                    for notice in wire_events(event):
+                    for notice in told.notices(event):
                         emit(answer.run, *notice)
-                    yield from told.chunk(event)
+                    if (chunk := told.chunk(event)) is not None:
+                        yield chunk
         finally:
             try:
                 for notice in told.unfinished(source.abandoned):
@@ -114,10 +121,9 @@ async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
         try:
             async with aclosing(adrive(answer.flow(session), session, source)) as events:
                 async for event in events:
-                    told.note(event)
-                    for notice in wire_events(event):
+                    for notice in told.notices(event):
                         await aemit(answer.run, *notice)
-                    for chunk in told.chunk(event):
+                    if (chunk := told.chunk(event)) is not None:
                         yield chunk
         finally:
             try:
@@ -141,6 +147,9 @@ def _checked(session: LocalSession) -> LocalSession:
 
 # --- what the user is told ----------------------------------------------------------------------
 
+Notice = tuple[EventName, dict[str, Any]]
+"""An event as handlers get it: its name and its fields."""
+
 
 @dataclass(slots=True)
 class _Told:
@@ -154,20 +163,21 @@ class _Told:
     def __post_init__(self) -> None:
         self.writer = AnswerWriter(self.answer.local.name)
 
-    def note(self, event: Event) -> None:
-        """Remember what is open before anybody is told: a handler may raise."""
+    def notices(self, event: Event) -> Iterable[Notice]:
+        """What handlers are told, after what is open was remembered: a handler may raise."""
+        if isinstance(event, TextAdded):
+            return ()  # nearly every event, and there is a decode to keep up with
         if isinstance(event, SpanOpened):
             self.opened = event
         elif isinstance(event, SpanClosed | CallFailed):
             self.opened = None
+        return wire_events(event)
 
-    def chunk(self, event: Event) -> Iterator[ChatGenerationChunk]:
-        if isinstance(event, Finished):
-            yield self._last(event)
-        elif (chunk := self.writer.chunk(event)) is not None:
-            yield chunk
+    def chunk(self, event: Event) -> ChatGenerationChunk | None:
+        """What the user is told, if anything."""
+        return self._last(event) if isinstance(event, Finished) else self.writer.chunk(event)
 
-    def unfinished(self, end: SpanEnd | None) -> list[tuple[EventName, dict[str, Any]]]:
+    def unfinished(self, end: SpanEnd | None) -> list[Notice]:
         """The end of a hand-over during which the answer was closed: `failed`, and charged."""
         if self.opened is None or end is None:
             return []

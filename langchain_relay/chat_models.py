@@ -484,11 +484,11 @@ class RelayChatModel(BaseChatModel):
     ) -> Iterator[AIMessageChunk]:
         """See `BaseChatModel.stream`."""
         config, run = runs.own_run(self, config, CallbackManager)
-        written = super().stream(input, config, stop=stop, **kwargs)
+        written, bound = super().stream(input, config, stop=stop, **kwargs), runs.bound(run)
         try:
             while True:
                 # Bound only while core's generator runs, so that nothing leaks to the caller.
-                with runs.bound(run):
+                with bound:
                     chunk = next(written, None)
                 if chunk is None:
                     return
@@ -506,10 +506,10 @@ class RelayChatModel(BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """See `BaseChatModel.astream`."""
         config, run = runs.own_run(self, config, AsyncCallbackManager)
-        written = super().astream(input, config, stop=stop, **kwargs)
+        written, bound = super().astream(input, config, stop=stop, **kwargs), runs.bound(run)
         try:
             while True:
-                with runs.bound(run):
+                with bound:
                     chunk = await anext(written, None)
                 if chunk is None:
                     return

@@ -120,7 +120,7 @@ class AnswerWriter:
 
     def __init__(self, local_model: str) -> None:
         self._local_model = local_model
-        self._open: Span | None = None
+        self._open: _OpenSpan | None = None
         self.local_tokens = 0
         self.hidden_tokens = 0
         self.delegated_tokens = 0
@@ -174,31 +174,46 @@ class AnswerWriter:
         """Add text to the open span; returns the span before it, if it ended here."""
         if added.author == "delegate":
             self.delegated_tokens += added.tokens
-        else:
-            self.local_tokens += added.tokens if added.author == "local" else 0
+        elif added.author == "local":
+            self.local_tokens += added.tokens
         ended: list[dict[str, Any]] = []
-        model = self._model(added)
-        if self._open is None or (self._open.author, self._open.model) != (added.author, model):
-            start = self._open.end if self._open else 0
-            ended = self._close_span()
-            self._open = Span("", added.author, start, start, 0, model)
+        model = added.model if added.author == "delegate" else self._own_name(added.author)
         span = self._open
-        self._open = Span(
-            span.text + added.text,
-            span.author,
-            span.start,
-            span.end + len(added.text),
-            span.tokens + added.tokens,
-            span.model,
-        )
+        if span is None or (span.author, span.model) != (added.author, model):
+            ended = self._close_span()
+            span = self._open = _OpenSpan(added.author, model, span.end if span else 0)
+        span.add(added)
         return ended
 
-    def _model(self, added: TextAdded) -> str | None:
-        names: dict[Author, str | None] = {"local": self._local_model, "delegate": added.model}
-        return names.get(added.author)
+    def _own_name(self, author: Author) -> str | None:
+        return self._local_model if author == "local" else None
 
     def _close_span(self) -> list[dict[str, Any]]:
-        return [asdict(self._open)] if self._open and self._open.text else []
+        span = self._open and self._open.closed()
+        return [asdict(span)] if span else []
+
+
+class _OpenSpan:
+    """A span that still grows."""
+
+    def __init__(self, author: Author, model: str | None, start: int) -> None:
+        self.author = author
+        self.model = model
+        self.end = self._start = start
+        self._texts: list[str] = []
+        self._tokens = 0
+
+    def add(self, added: TextAdded) -> None:
+        self._texts.append(added.text)
+        self.end += len(added.text)
+        self._tokens += added.tokens
+
+    def closed(self) -> Span | None:
+        """The span; `None` if nothing was written."""
+        if self.end == self._start:
+            return None
+        text = "".join(self._texts)
+        return Span(text, self.author, self._start, self.end, self._tokens, self.model)
 
 
 class Cumulative:

@@ -7,8 +7,7 @@ langchain PR #23500), so the run is bound in a context variable while core's gen
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,14 +21,22 @@ from langchain_core.utils.uuid import uuid7
 _RUN: ContextVar[BaseRunManager | None] = ContextVar("langchain_relay_run", default=None)
 
 
-@contextmanager
-def bound(run: BaseRunManager | None) -> Iterator[None]:
-    """`current()` is `run` inside this block."""
-    token = _RUN.set(run)
-    try:
-        yield
-    finally:
-        _RUN.reset(token)
+class bound:  # noqa: N801 - used like a function
+    """`current()` is `run` inside this block. May be entered again and again, not nested.
+
+    A class, since `stream` enters it for every chunk and `contextmanager` makes three objects.
+    """
+
+    __slots__ = ("_run", "_token")
+
+    def __init__(self, run: BaseRunManager | None) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._token = _RUN.set(self._run)
+
+    def __exit__(self, *error: object) -> None:
+        _RUN.reset(self._token)
 
 
 def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, assert_never
 
 from langchain_relay.engine.events import (
@@ -151,7 +152,7 @@ class _Relay:
             if step.eog:
                 return self._at_end()
             self.at_end = False
-            self.text.held.append(step)
+            self.text.take(step)
             verdict = self.watch.step(step, self.text.held_text)
             match verdict:
                 case Keep():
@@ -167,7 +168,7 @@ class _Relay:
     def _rule(self) -> Rule:
         rule, command = self.watch.rule, self.watch.command
         if command and not self._calls_left and command not in rule.ban:
-            return replace(rule, ban=(*rule.ban, command))
+            return _banning(rule, command)
         return rule
 
     def _room(self) -> int:
@@ -340,6 +341,12 @@ class _Span:
             return text
         relay.full = True
         return text[: fitting_chars(text, room, added_tokens)]
+
+
+@lru_cache(maxsize=64)
+def _banning(rule: Rule, command: str) -> Rule:
+    """`rule` with `command` banned; the same object each time, which is fast to compare."""
+    return replace(rule, ban=(*rule.ban, command))
 
 
 def _without_span(held: Held) -> Held:

@@ -22,6 +22,8 @@ class Screen:
 
     def push(self, added: TextAdded) -> list[TextAdded]:
         """Add text; returns what is now sure to be shown. After a hit, nothing is."""
+        if not self._stop:
+            return [added]
         if self.hit:
             return []
         self._held.append(added)

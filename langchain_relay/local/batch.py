@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from langchain_relay.local.context_types import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from langchain_relay.local.lease import Lease
 
@@ -20,19 +19,18 @@ others wait: 64 tokens take about as long as 20 steps of a lone chat.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What one sequence contributes to a batch: its next `n` pending tokens."""
 
     lease: Lease
     n: int
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> list[Row]:
         """Its rows; the logits behind the very last token are wanted."""
         sequence = self.lease.sequence
-        last = len(sequence.tokens) - 1
-        for i in range(sequence.evaluated, sequence.evaluated + self.n):
-            yield Row(sequence.tokens[i], i, sequence.id, i == last)
+        tokens, begin = sequence.tokens, sequence.evaluated
+        last = len(tokens) - 1
+        return [Row(tokens[i], i, sequence.id, i == last) for i in range(begin, begin + self.n)]
 
 
 def plan(asking: Iterable[Lease], feeding: Iterable[tuple[Lease, int]], n_batch: int) -> list[Part]:
@@ -50,20 +48,30 @@ def plan(asking: Iterable[Lease], feeding: Iterable[tuple[Lease, int]], n_batch:
     Returns:
         Parts in the order of sequence numbers, which `Context.decode` needs to be fast.
     """
-    rows, prompts = [], []
+    parts, prompts = [], []
     for lease in asking:
         if lease.sequence.pending == 1:
-            rows.append(Part(lease, 1))
+            parts.append(Part(lease, 1))
         else:
             prompts.append((lease, lease.sequence.next_piece))
     fed = list(feeding)
-    if rows or prompts:
+    if prompts or fed:
+        parts += _pieces(prompts, fed, n_batch, beside=len(parts))
+    if len(parts) > 1:
+        parts.sort(key=lambda part: part.lease.sequence.id)
+    return parts
+
+
+def _pieces(
+    prompts: list[tuple[Lease, int]], fed: list[tuple[Lease, int]], n_batch: int, *, beside: int
+) -> list[Part]:
+    """What of prompts and spans goes into a batch with `beside` rows of chats that decode."""
+    if beside or prompts:
         fed = [(lease, 1) for lease, _ in fed]
-    left = n_batch - len(rows)
+    left = n_batch - beside
     pieces = _shared(fed, left)
     left -= sum(part.n for part in pieces)
-    pieces += _shared(prompts, min(left, PIECE_TOKENS) if rows else left)
-    return sorted([*rows, *pieces], key=lambda part: part.lease.sequence.id)
+    return pieces + _shared(prompts, min(left, PIECE_TOKENS) if beside else left)
 
 
 def _shared(wanted: list[tuple[Lease, int]], left: int) -> list[Part]:

@@ -75,7 +75,8 @@ class LlamaContext:
                 _set_adapter(self._ctx, self._adapter, settings.adapter)
             self._batch = batch = llama_cpp.llama_batch_init(settings.n_batch, 0, 1)
             # Looked up once: each access to a structure's pointer makes a new object.
-            self._columns = (batch.token, batch.pos, batch.seq_id, batch.logits)
+            self._columns = (batch.token, batch.pos, batch.logits)
+            self._sequences = [batch.seq_id[i] for i in range(settings.n_batch)]
             for i in range(settings.n_batch):
                 batch.n_seq_id[i] = 1
             self._views: dict[int, Logits] = {}
@@ -120,12 +121,9 @@ class LlamaContext:
         rising order: eight chats out of order took 1.9 times as long as in order, and four with
         gaps between them 1.7 times as long as four without.
         """
-        token, position, sequence, wanted = self._columns
+        token, position, wanted = self._columns
         for i, row in enumerate(rows):
-            token[i] = row.token
-            position[i] = row.position
-            sequence[i][0] = row.sequence
-            wanted[i] = row.wanted
+            token[i], position[i], self._sequences[i][0], wanted[i] = row
         self._batch.n_tokens = len(rows)
         if hidden != self._hidden:
             # Not left on: llama.cpp copies a vector for every row that asks for logits.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from langchain_relay.engine.values import Turn
@@ -29,8 +29,7 @@ class LlamaSettings:
     state_max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One token to evaluate.
 
     Attributes:
@@ -49,10 +48,13 @@ class Row:
 class TokenPicker(Protocol):
     """The sampler of one answer."""
 
-    def pick(self, logits: Any, position: int, written: Sequence[int], attempt: int) -> int:
+    def pick(
+        self, logits: Any, position: int, recent: Callable[[int], Sequence[int]], attempt: int
+    ) -> int:
         """The next token, a function of its arguments and the settings.
 
-        `attempt` counts the candidates that were refused at this place.
+        `recent` gives the last ids of the answer, as many as it is asked for; `attempt` counts the
+        candidates that were refused at this place.
         """
         ...
 

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,14 @@ RUN_AHEAD_BESIDE = 1
 
 STRAGGLERS_S = 0.001
 """How long a batch waits for chats that were answered just now and have not asked again."""
+
+PACE_S = 1 / 60
+"""A reader of a lone chat is woken no more often than a screen is drawn.
+
+Until then it gets no step that is ready but one more, and finds the others when it wakes. Waking a
+thread while llama.cpp decodes takes a core from it: with each token of SmolLM2-135M 2 % of its
+speed. Models slower than this are read token by token.
+"""
 
 STOP_S = 10.0
 """How long the end of the process waits for the decode that is running."""
@@ -204,20 +212,22 @@ class Engine:
         """Take in what was sent; `wait`: there is nothing to decode until something is."""
         if wait:
             self._handle(self._inbox.get())
-        deadline = None
-        while not self._stopping:
-            try:
-                self._handle(self._inbox.get_nowait())
-                continue
-            except Empty:
-                pass
-            if not self._asking or not self._answered:
-                return
-            deadline = deadline or time.monotonic() + STRAGGLERS_S
+        self._drain()
+        if self._asking and self._answered:
+            self._await_stragglers()
+
+    def _drain(self) -> None:
+        while not self._inbox.empty() and not self._stopping:
+            self._handle(self._inbox.get_nowait())
+
+    def _await_stragglers(self) -> None:
+        deadline = time.monotonic() + STRAGGLERS_S
+        while self._asking and self._answered and not self._stopping:
             try:
                 self._handle(self._inbox.get(timeout=max(0, deadline - time.monotonic())))
             except Empty:
                 self._answered.clear()
+            self._drain()
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -465,8 +475,13 @@ class Engine:
         """
         for lease in list(self._asking):
             self._drop_cancelled(lease)
-        feeding = [(lease, n) for lease in self._leases if (n := self._feedable(lease))]
+        feeding = [
+            (lease, n) for lease in self._leases if lease.feeding and (n := self._feedable(lease))
+        ]
         parts = plan([*self._asking, *self._guessing()], feeding, self._n_batch)
+        for lease in self._leases:
+            if len(parts) != 1 or parts[0].lease is not lease:
+                self._serve(lease)  # who knows when its next step comes
         if parts:
             self._evaluate(parts)
         return bool(parts)
@@ -482,20 +497,22 @@ class Engine:
     def _may_guess(self, lease: Lease) -> bool:
         if lease.guess is None or len(lease.sequence.tokens) >= self._context.n_ctx:
             return False
-        beside = any(other is not lease and self._keeps_up(other) for other in self._leases)
+        beside = len(self._leases) > 1 and any(
+            other is not lease and self._keeps_up(other) for other in self._leases
+        )
         return lease.ahead.wanted(min(self._run_ahead, RUN_AHEAD_BESIDE if beside else RUN_AHEAD))
 
     def _keeps_up(self, lease: Lease) -> bool:
         """Somebody waits for this chat's next token, or will before it is decoded."""
-        return lease.future is not None or (lease.guess is not None and lease.ahead.empty)
+        return lease.future is not None or (lease.guess is not None and lease.ahead.keeps_up)
 
     def _feedable(self, lease: Lease) -> int:
-        if not lease.feeding or len(lease.sequence.tokens) > self._context.n_ctx:
+        if len(lease.sequence.tokens) > self._context.n_ctx:
             return 0
         return lease.sequence.feedable(rewinds=self._context.rewinds)
 
     def _evaluate(self, parts: list[Part]) -> None:
-        hidden = any("hidden" in part.lease.rule.signals for part in parts)
+        hidden = any(["hidden" in part.lease.rule.signals for part in parts])
         rows = [row for part in parts for row in part.rows()]
         rc = self._context.decode(rows, hidden=hidden)
         if rc == 0:
@@ -542,23 +559,36 @@ class Engine:
     def _deliver(self, lease: Lease, step: Step) -> None:
         """Hand `step` to whoever waits for it, or keep it for when it is asked for."""
         asked, lease.future = lease.future, None
-        self._asking.pop(lease, None)
         room = len(lease.sequence.tokens) < self._context.n_ctx
         coming = bool(self._run_ahead) and room and not step.eog
-        if asked is None:
-            future = lease.ahead.push(step, coming=coming)
-        else:
-            future = asked
-            lease.ahead.give(step, lease.rule, coming=coming)
-        if future is not None and not future.set_running_or_notify_cancel():
-            lease.ahead.hold()
-            return
         if coming:
             lease.guess = step.id
         else:
             self._answered.add(lease)
-        if future is not None:
-            future.set_result(step)
+        if asked is not None:
+            self._asking.pop(lease, None)
+            lease.ahead.give(step, lease.rule, coming=coming)
+            self._wake(lease, asked, step)
+            return
+        lease.ahead.push(step, coming=coming)
+        soon = coming and len(self._leases) == 1
+        if not soon or time.monotonic() - lease.served_s >= PACE_S:
+            self._serve(lease)
+
+    def _serve(self, lease: Lease) -> None:
+        """Give whoever waits the step that is ready."""
+        served = lease.ahead.serve()
+        if served is not None:
+            self._wake(lease, *served)
+
+    def _wake(self, lease: Lease, waiting: Future[Step], step: Step) -> None:
+        lease.served_s = time.monotonic()
+        try:
+            waiting.set_result(step)
+        except InvalidStateError:  # cancelled
+            lease.ahead.hold()
+            lease.guess = None
+            self._answered.discard(lease)
 
     def _drop_cancelled(self, lease: Lease) -> None:
         if lease.future is not None and lease.future.cancelled():
@@ -577,6 +607,7 @@ class Engine:
 
     def _fail_step(self, lease: Lease, error: RelayError) -> None:
         """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
+        self._serve(lease)
         if lease.future is None and lease.ahead.awaited is None:
             lease.feeding = False  # else it would be tried again at once, for ever
             lease.drop_guesses()

@@ -76,16 +76,21 @@ class Ahead:
         with self._lock:
             self._guessed += 1
 
-    def push(self, step: Step, *, coming: bool) -> Future[Step] | None:
-        """What was sampled behind a guess; returns who waits for it."""
+    def push(self, step: Step, *, coming: bool) -> None:
+        """Add what was sampled behind a guess."""
         with self._lock:
             self._coming = coming
+            self._steps.append(step)
+
+    def serve(self) -> tuple[Future[Step], Step] | None:
+        """Who waits for a step, with that step; `None`: nobody waits, or there is none."""
+        with self._lock:
+            if self._waiter is None or not self._steps:
+                return None
             future, self._waiter = self._waiter, None
-            if future is None:
-                self._steps.append(step)
-            else:
-                self._pass(step)
-            return future
+            step = self._steps.popleft()
+            self._pass(step)
+            return future, step
 
     def withdraw(self) -> Future[Step] | None:
         """Whoever waits will be answered otherwise; the guess becomes what was asked for."""
@@ -103,9 +108,9 @@ class Ahead:
             return not self._stalled
 
     @property
-    def empty(self) -> bool:
-        """Whoever reads keeps up with whoever decodes."""
-        return not self._steps
+    def keeps_up(self) -> bool:
+        """Whoever reads has all there is, or waits to be given it."""
+        return not self._steps or self._waiter is not None
 
     @property
     def awaited(self) -> Future[Step] | None:
@@ -162,10 +167,12 @@ class Lease:
         sequence: Its ids.
         sampler: Its sampler.
         rule: That of the last ask; guesses follow it too.
+        banned: Strings that must not come about under it.
         grammar: The grammar of that rule, and the position where it began.
         future: Whoever waits for the next token.
         ahead: Steps nobody has asked for yet.
         guess: The last sampled token, to be appended as a guess.
+        served_s: When a caller who waited was last given a step, on the monotonic clock.
         feeding: Foreign text may be evaluated before the next ask.
         scores: The logits behind fed text that is evaluated already.
         error: A mistake in a feed, which has no answer; the next decode reports it.
@@ -176,11 +183,13 @@ class Lease:
         self.sequence = sequence
         self.sampler = sampler
         self.rule: Rule = FREE
+        self.banned: tuple[str, ...] = ()
         self.grammar: TextGrammar | None = None
         self.grammar_start = 0
         self.future: Future[Step] | None = None
         self.ahead = Ahead()
         self.guess: int | None = None
+        self.served_s = 0.0
         self.feeding = False
         self.scores: Any = None
         self.error: RelayError | None = None
@@ -188,7 +197,7 @@ class Lease:
     def append_guess(self) -> None:
         """Put the last sampled token into the sequence, if it is not there yet."""
         if self.guess is not None:
-            self.sequence.change((self.guess,), 0, more_text=False)
+            self.sequence.append(self.guess)
             self.guess = None
 
     def drop_guesses(self) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_relay.engine.values import Rule, Step
 from langchain_relay.errors import LocalModelError
-from langchain_relay.local.sampling import PENALTY_LAST_TOKENS
 from langchain_relay.local.text import begins, forbidden
 
 if TYPE_CHECKING:
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
 
 def follow(context: Context, lease: Lease, rule: Rule) -> None:
     """From now on `lease` is under `rule`; a new grammar begins here."""
-    lease.rule = rule
+    if rule is lease.rule:
+        return
+    lease.rule, lease.banned = rule, forbidden(rule.ban)
     old = lease.grammar
     if rule.grammar == (old and old.text):
         return
@@ -42,13 +43,11 @@ def signals(context: Context, rule: Rule, logits: Any, row: int | None) -> dict[
 
 def pick(context: Context, lease: Lease, logits: Any, signals: dict[str, Any]) -> Step:
     """Sample the candidate first and check it; mask only on failure."""
-    sequence, rule = lease.sequence, lease.rule
-    banned = forbidden(rule.ban)
+    sequence, banned = lease.sequence, lease.banned
     tail = sequence.local_tail(max(map(len, banned))) if banned else ""
     grammar = _grammar(lease)
-    written = sequence.last_written(PENALTY_LAST_TOKENS)
     for attempt in range(len(logits)):
-        token = lease.sampler.pick(logits, sequence.position, written, attempt)
+        token = lease.sampler.pick(logits, sequence.position, sequence.last_written, attempt)
         if logits[token] == float("-inf"):
             break
         if grammar is not None and not grammar.allows(token):

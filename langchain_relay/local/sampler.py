@@ -11,7 +11,7 @@ import numpy as np
 from langchain_relay.local.sampling import PENALTY_LAST_TOKENS, Chosen, draw_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,22 +36,24 @@ class Sampler:
         for sampler in _links(chosen, n_vocab):
             llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
-    def pick(self, logits: Logits, position: int, written: Sequence[int], attempt: int) -> int:
+    def pick(
+        self, logits: Logits, position: int, recent: Callable[[int], Sequence[int]], attempt: int
+    ) -> int:
         """The next token's id.
 
         Args:
             logits: One score per vocabulary item; -inf forbids one.
             position: Tokens behind the prompt so far.
-            written: The last ids of the answer, `PENALTY_LAST_TOKENS` of them if there are.
+            recent: Gives the last ids of the answer, as many as it is asked for.
             attempt: Candidates refused at this place. Each has a draw of its own: with the same
                 one, what is left would not be drawn by its probability.
         """
         if self._chosen.greedy and not self._chosen.penalized:
-            return int(np.argmax(logits))
+            return int(logits.argmax())
         array = self._array(logits)
         if self._chosen.penalized:
             llama_cpp.llama_sampler_reset(self._chain)
-            for token in written:
+            for token in recent(PENALTY_LAST_TOKENS):
                 llama_cpp.llama_sampler_accept(self._chain, token)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         last = self._last_link(position, attempt)

@@ -6,8 +6,7 @@ context is never tokenized again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from langchain_relay.engine.tokens import safe_cut
 from langchain_relay.errors import UsageMistake
@@ -33,8 +32,7 @@ class Pieces(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
+class _Written(NamedTuple):
     """A token behind the prompt.
 
     Attributes:
@@ -132,15 +130,22 @@ class Sequence:
         Raises:
             UsageMistake: `rewind` reaches into the prompt; nothing was changed.
         """
-        self._take_back(rewind)
+        if rewind:
+            self._take_back(rewind)
         for item in append:
             if isinstance(item, str):
                 self._add_text(item)
             else:
-                self._flush()
-                self._add_token(item)
+                self.append(item)
         if not more_text:
             self._flush()
+
+    def append(self, token: int) -> None:
+        """Append the id of a local token."""
+        if self._tail:
+            self._flush()
+        self.tokens.append(token)
+        self._written.append(_Written(*whole_chars(self._held, self._vocab.piece(token))))
 
     def drop_guesses(self, n: int) -> None:
         """Take back the last `n` tokens, which nobody asked to append."""
@@ -176,8 +181,6 @@ class Sequence:
         return self._written[-1].held if self._written else b""
 
     def _take_back(self, rewind: int) -> None:
-        if not rewind:
-            return
         self._flush()
         if not 0 <= rewind <= self.position:
             raise UsageMistake(
@@ -189,10 +192,6 @@ class Sequence:
         del self._written[length - self.prompt_tokens :]
         del self.tokens[length:]
         self.evaluated = min(self.evaluated, length)
-
-    def _add_token(self, token: int) -> None:
-        self.tokens.append(token)
-        self._written.append(_Written(*whole_chars(self._held, self._vocab.piece(token))))
 
     def _add_text(self, text: str) -> None:
         # What stood here before had no safe cut, so only its last character can become part of one.

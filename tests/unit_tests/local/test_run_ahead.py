@@ -206,7 +206,10 @@ def test_a_step_that_is_coming_is_waited_for_by_one():
     ahead.guess()
     assert ahead.ask(Decode((1,)), first) == Taken(None)
     assert ahead.ask(Decode((1,)), second) is None
-    assert ahead.push(Step(2, "b"), coming=False) is first
+    assert ahead.serve() is None
+    ahead.push(Step(2, "b"), coming=False)
+    assert ahead.serve() == (first, Step(2, "b"))
+    assert ahead.serve() is None
     assert ahead.ask(Decode((2,)), second) is None  # nothing comes
     assert ahead.drop() == 0
 
