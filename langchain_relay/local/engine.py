@@ -102,7 +102,7 @@ class Engine:
         self.loaded: Future[Context] = Future()
         self._load = load
         self._n_batch = n_batch
-        self._run_ahead = run_ahead
+        self._run_ahead = min(run_ahead, RUN_AHEAD)
         self._slots = Slots(max_concurrency)
         self._answers = FinishedAnswers()
         self._opened: Context | None = None
@@ -182,7 +182,8 @@ class Engine:
                 self._receive(wait=rests)
                 if self._stopping:
                     break
-                self._grant()
+                if self._waiting:
+                    self._grant()
                 rests = not self._step()
         except RelayError as failure:
             error = failure
@@ -212,13 +213,10 @@ class Engine:
         """Take in what was sent; `wait`: there is nothing to decode until something is."""
         if wait:
             self._handle(self._inbox.get())
-        self._drain()
-        if self._asking and self._answered:
-            self._await_stragglers()
-
-    def _drain(self) -> None:
         while not self._inbox.empty() and not self._stopping:
             self._handle(self._inbox.get_nowait())
+        if self._asking and self._answered:
+            self._await_stragglers()
 
     def _await_stragglers(self) -> None:
         deadline = time.monotonic() + STRAGGLERS_S
@@ -227,7 +225,7 @@ class Engine:
                 self._handle(self._inbox.get(timeout=max(0, deadline - time.monotonic())))
             except Empty:
                 self._answered.clear()
-            self._drain()
+        self._receive(wait=False)
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -471,7 +469,7 @@ class Engine:
         """One batch: evaluate, then answer every ask whose tokens are all evaluated.
 
         Returns:
-            Whether there was anything to evaluate.
+            Whether there was anything to do.
         """
         for lease in list(self._asking):
             self._drop_cancelled(lease)
@@ -479,28 +477,32 @@ class Engine:
             (lease, n) for lease in self._leases if lease.feeding and (n := self._feedable(lease))
         ]
         parts = plan([*self._asking, *self._guessing()], feeding, self._n_batch)
+        served = False
         for lease in self._leases:
             if len(parts) != 1 or parts[0].lease is not lease:
-                self._serve(lease)  # who knows when its next step comes
+                served |= self._serve(lease)  # who knows when its next step comes
         if parts:
             self._evaluate(parts)
-        return bool(parts)
+        return bool(parts) or served
 
     def _guessing(self) -> list[Lease]:
         """Leases for which the last token is appended before the caller says so."""
-        leases = [lease for lease in self._leases if self._may_guess(lease)]
+        leases = [
+            lease
+            for lease in self._leases
+            if lease.guess is not None and lease.ahead.claim(self._depth(lease))
+        ]
         for lease in leases:
             lease.append_guess()
-            lease.ahead.guess()
         return leases
 
-    def _may_guess(self, lease: Lease) -> bool:
-        if lease.guess is None or len(lease.sequence.tokens) >= self._context.n_ctx:
-            return False
-        beside = len(self._leases) > 1 and any(
+    def _depth(self, lease: Lease) -> int:
+        """How many steps may wait to be asked for."""
+        if len(self._leases) > 1 and any(
             other is not lease and self._keeps_up(other) for other in self._leases
-        )
-        return lease.ahead.wanted(min(self._run_ahead, RUN_AHEAD_BESIDE if beside else RUN_AHEAD))
+        ):
+            return min(self._run_ahead, RUN_AHEAD_BESIDE)
+        return self._run_ahead
 
     def _keeps_up(self, lease: Lease) -> bool:
         """Somebody waits for this chat's next token, or will before it is decoded."""
@@ -512,8 +514,10 @@ class Engine:
         return lease.sequence.feedable(rewinds=self._context.rewinds)
 
     def _evaluate(self, parts: list[Part]) -> None:
-        hidden = any(["hidden" in part.lease.rule.signals for part in parts])
-        rows = [row for part in parts for row in part.rows()]
+        rows, hidden = [], False
+        for part in parts:
+            rows += part.rows()
+            hidden = hidden or "hidden" in part.lease.rule.signals
         rc = self._context.decode(rows, hidden=hidden)
         if rc == 0:
             self._answer(parts)
@@ -548,9 +552,8 @@ class Engine:
         """Sample from a row of the last decode, or from scores that were kept."""
         try:
             logits = scores if row is None else self._context.logits(row)
-            step = pick(
-                self._context, lease, logits, signals(self._context, lease.rule, logits, row)
-            )
+            found = signals(self._context, lease.rule, logits, row) if lease.rule.signals else {}
+            step = pick(self._context, lease, logits, found)
         except Exception as error:  # noqa: BLE001 - as in `_queue`
             self._fail_step(lease, ours(error))
         else:
@@ -575,11 +578,13 @@ class Engine:
         if not soon or time.monotonic() - lease.served_s >= PACE_S:
             self._serve(lease)
 
-    def _serve(self, lease: Lease) -> None:
-        """Give whoever waits the step that is ready."""
+    def _serve(self, lease: Lease) -> bool:
+        """Give whoever waits the step that is ready; whether there were both."""
         served = lease.ahead.serve()
-        if served is not None:
-            self._wake(lease, *served)
+        if served is None:
+            return False
+        self._wake(lease, *served)
+        return True
 
     def _wake(self, lease: Lease, waiting: Future[Step], step: Step) -> None:
         lease.served_s = time.monotonic()

@@ -71,11 +71,6 @@ class Ahead:
             self._rule = rule
             self._coming = coming
 
-    def guess(self) -> None:
-        """A token that nobody asked to append was appended."""
-        with self._lock:
-            self._guessed += 1
-
     def push(self, step: Step, *, coming: bool) -> None:
         """Add what was sampled behind a guess."""
         with self._lock:
@@ -101,10 +96,14 @@ class Ahead:
                 self._guessed -= 1
             return future
 
-    def wanted(self, depth: int) -> bool:
-        """Whether there is room for a further step; else whoever takes one says so."""
+    def claim(self, depth: int) -> bool:
+        """Note that a token is appended which nobody asked to append.
+
+        `False` if `depth` steps are there already; then whoever takes one says so.
+        """
         with self._lock:
             self._stalled = len(self._steps) >= depth
+            self._guessed += not self._stalled
             return not self._stalled
 
     @property

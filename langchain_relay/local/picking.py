@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from langchain_relay.local.lease import Lease
 
 
+_NEVER = float("-inf")
+"""The score of a token that must not stand here."""
+
+
 def follow(context: Context, lease: Lease, rule: Rule) -> None:
     """From now on `lease` is under `rule`; a new grammar begins here."""
     if rule is lease.rule:
@@ -32,9 +36,7 @@ def follow(context: Context, lease: Lease, rule: Rule) -> None:
 
 
 def signals(context: Context, rule: Rule, logits: Any, row: int | None) -> dict[str, Any]:
-    """Only where the rule asks for them."""
-    if not rule.signals:
-        return {}
+    """What the rule asks for."""
     found: dict[str, Any] = dict(context.measure(logits, rule.signals))
     if "hidden" in rule.signals and row is not None:
         found["hidden"] = context.hidden(row)
@@ -45,10 +47,10 @@ def pick(context: Context, lease: Lease, logits: Any, signals: dict[str, Any]) -
     """Sample the candidate first and check it; mask only on failure."""
     sequence, banned = lease.sequence, lease.banned
     tail = sequence.local_tail(max(map(len, banned))) if banned else ""
-    grammar = _grammar(lease)
+    grammar = lease.grammar and _grammar(lease, lease.grammar)
     for attempt in range(len(logits)):
         token = lease.sampler.pick(logits, sequence.position, sequence.last_written, attempt)
-        if logits[token] == float("-inf"):
+        if logits[token] == _NEVER:
             break
         if grammar is not None and not grammar.allows(token):
             grammar.mask(logits)
@@ -58,13 +60,12 @@ def pick(context: Context, lease: Lease, logits: Any, signals: dict[str, Any]) -
         text = sequence.text_of(token)
         if not banned or not begins(tail, text, banned):
             return Step(token, text, signals=signals)
-        logits[token] = float("-inf")
+        logits[token] = _NEVER
     raise LocalModelError("no token may follow: all are banned or outside the grammar")
 
 
-def _grammar(lease: Lease) -> TextGrammar | None:
-    if lease.grammar is not None:
-        # What a rewind takes back may lie before the place where the grammar began.
-        lease.grammar_start = min(lease.grammar_start, lease.sequence.position)
-        lease.grammar.follow(lease.sequence.local_since(lease.grammar_start))
-    return lease.grammar
+def _grammar(lease: Lease, grammar: TextGrammar) -> TextGrammar:
+    # What a rewind takes back may lie before the place where the grammar began.
+    lease.grammar_start = min(lease.grammar_start, lease.sequence.position)
+    grammar.follow(lease.sequence.local_since(lease.grammar_start))
+    return grammar

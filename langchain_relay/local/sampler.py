@@ -29,6 +29,7 @@ class Sampler:
 
     def __init__(self, chosen: Chosen, n_vocab: int) -> None:
         self._chosen = chosen
+        self._likeliest = chosen.greedy and not chosen.penalized
         self._ids = np.arange(n_vocab, dtype=np.int32)
         self._candidates = np.empty(n_vocab, dtype=CANDIDATE)
         params = llama_cpp.llama_sampler_chain_default_params()
@@ -48,7 +49,7 @@ class Sampler:
             attempt: Candidates refused at this place. Each has a draw of its own: with the same
                 one, what is left would not be drawn by its probability.
         """
-        if self._chosen.greedy and not self._chosen.penalized:
+        if self._likeliest:
             return int(logits.argmax())
         array = self._array(logits)
         if self._chosen.penalized:

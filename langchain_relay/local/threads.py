@@ -44,6 +44,8 @@ class DecodeThreads:
         self._lock = threading.Lock()
         self._registered = 0
         self._running = 0
+        self.crowded = False
+        """There are more threads than cores, so that engines have to take turns."""
         self._queue: deque[tuple[int, threading.Event]] = deque()
 
     def join(self, n_threads: int) -> None:
@@ -51,6 +53,7 @@ class DecodeThreads:
         with self._lock:
             self._registered += n_threads
             registered = self._registered
+            self.crowded = registered > self.cores
         if registered > self.cores:
             logger.warning(
                 "%d decode threads in this process and %d cores: engines take turns, none is "
@@ -64,11 +67,7 @@ class DecodeThreads:
         """An engine with `n_threads` decode threads ended."""
         with self._lock:
             self._registered -= n_threads
-
-    @property
-    def crowded(self) -> bool:
-        """There are more threads than cores, so that engines have to take turns."""
-        return self._registered > self.cores
+            self.crowded = self._registered > self.cores
 
     @contextmanager
     def turn(self, n_threads: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from langchain_relay.engine.errors import LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
 from langchain_relay.local import LlamaCppModel
-from langchain_relay.local.engine import RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
+from langchain_relay.local.engine import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
 from langchain_relay.local.lease import Ahead, Taken
 from tests.unit_tests.local.counting import TIMEOUT_S, Counting
 
@@ -42,7 +42,11 @@ def model(context):
 
 
 def session(model, text="A"):
-    return model.open([Turn("user", text)], Sampling()).result(TIMEOUT_S)
+    return session_soon(model, text).result(TIMEOUT_S)
+
+
+def session_soon(model, text):
+    return model.open([Turn("user", text)], Sampling())
 
 
 def step(session, *append, **ask):
@@ -161,6 +165,59 @@ def test_beside_others_less_is_guessed(context):
     model._engine.stop()
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """A reader of a lone chat is woken when there is no other way."""
+    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 1e9)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_lone_reader_is_woken_for_several_steps(model, context):
+    answer = session(model)
+    context.turnstile = threading.Semaphore(1)
+    first = step(answer)
+    waiting = answer.decode(Decode((first.id,)))
+    context.turnstile.release(RUN_AHEAD - 1)
+    until(lambda: answer.evaluated_tokens == RUN_AHEAD)
+    assert not waiting.done()
+    context.turnstile.release()
+    got = waiting.result(TIMEOUT_S)
+    for _ in range(RUN_AHEAD - 1):
+        ready = answer.decode(Decode((got.id,)))
+        assert ready.done()
+        got = ready.result()
+    assert got.text == "J"
+    context.turnstile.release(100)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_what_is_ready_is_given_before_anything_else_is_decoded(model, context):
+    answer, other = session(model), session(model, "a")
+    other.close()
+    context.turnstile = threading.Semaphore(1)
+    first = step(answer)
+    waiting = answer.decode(Decode((first.id,)))
+    context.turnstile.release()
+    until(lambda: answer.evaluated_tokens == 2)
+    assert not waiting.done()
+    late = session_soon(model, "b")
+    context.turnstile.release()
+    asked = late.result(TIMEOUT_S).decode(Decode())
+    context.turnstile.release()
+    assert waiting.result(TIMEOUT_S).text == "C"
+    context.turnstile.release(100)
+    assert asked.result(TIMEOUT_S).text == "c"
+
+
+def test_who_has_waited_long_enough_is_woken_at_once(model, context, monkeypatch):
+    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 0)
+    answer = session(model)
+    context.turnstile = threading.Semaphore(2)
+    first = step(answer)
+    assert step(answer, first.id).text == "C"
+    context.turnstile.release(100)
+
+
 def test_a_chat_that_is_not_read_stops_nobody(model):
     unread, other = session(model), session(model, "a")
     unread.decode(Decode()).result(TIMEOUT_S)
@@ -185,9 +242,9 @@ def test_steps_are_taken_once_and_in_order():
     nobody: Future[Step] = Future()
     ahead.give(Step(1, "a"), FREE, coming=True)
     for number in (2, 3):
-        ahead.guess()
+        assert ahead.claim(2)
         ahead.push(Step(number, str(number)), coming=False)
-    assert not ahead.wanted(2)
+    assert not ahead.claim(2)
     assert ahead.ask(Decode((9,)), nobody) is None
     assert ahead.ask(Decode((1,), rewind=1), nobody) is None
     assert ahead.ask(Decode((1,), rule=LATE), nobody) is None
@@ -203,7 +260,7 @@ def test_a_step_that_is_coming_is_waited_for_by_one():
     first: Future[Step] = Future()
     second: Future[Step] = Future()
     ahead.give(Step(1, "a"), FREE, coming=True)
-    ahead.guess()
+    assert ahead.claim(1)
     assert ahead.ask(Decode((1,)), first) == Taken(None)
     assert ahead.ask(Decode((1,)), second) is None
     assert ahead.serve() is None
@@ -283,14 +340,16 @@ def played(session, asks):
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
     answers = []
-    for run_ahead in (0, RUN_AHEAD):
+    for run_ahead, pace_s in ((0, PACE_S), (RUN_AHEAD, 0), (RUN_AHEAD, 1e9), (1, 1e9)):
         context = Counting()
         context.n_ctx = 1000
         model = model_on(context, run_ahead)
         answer = session(model)
         try:
-            answers.append(played(answer, asks))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("langchain_relay.local.engine.PACE_S", pace_s)
+                answers.append(played(answer, asks))
         finally:
             answer.close()
             model._engine.stop()
-    assert answers[0] == answers[1]
+    assert answers == [answers[0]] * len(answers)
