@@ -1,6 +1,6 @@
 """The engine thread: it owns one context and decodes all active sequences together.
 
-    inbox → asks and feeds change sequences → slots for who queues → one batch → steps to futures
+    inbox → asks and feeds change sequences → leases for who queues → one batch → steps to futures
 
 Sessions talk to it through an inbox and are answered by futures. While a caller looks at a token
 the engine decodes the next ones, as though the caller will say "append it"; a caller who says
@@ -28,7 +28,6 @@ from langchain_relay.errors import (
     RelayError,
     UsageMistake,
 )
-from langchain_relay.local.answers import FinishedAnswers
 from langchain_relay.local.batch import Part, plan
 from langchain_relay.local.inbox import (
     Ask,
@@ -43,18 +42,17 @@ from langchain_relay.local.inbox import (
     ours,
     refuse,
 )
-from langchain_relay.local.lease import Lease
+from langchain_relay.local.lender import Lender, Prompt
 from langchain_relay.local.picking import follow, pick, signals
-from langchain_relay.local.prefixes import Prefixes
 from langchain_relay.local.sampling import SIGNALS
-from langchain_relay.local.sequence import Sequence
-from langchain_relay.local.slots import Slot, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from langchain_relay.local.context_types import Context
+    from langchain_relay.local.lease import Lease
     from langchain_relay.local.prefix_files import PrefixFiles
+    from langchain_relay.local.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +101,10 @@ class Engine:
         self._load = load
         self._n_batch = n_batch
         self._run_ahead = min(run_ahead, RUN_AHEAD)
-        self._slots = Slots(max_concurrency)
-        self._answers = FinishedAnswers()
-        self._opened: Context | None = None
+        self._max_concurrency = max_concurrency
         self._files = files
-        self._prefixes: Prefixes | None = None
-        self._waiting: deque[tuple[Open, list[int], int]] = deque()  # with prompt, system tokens
+        self._opened: Context | None = None
+        self._waiting: deque[tuple[Open, Prompt]] = deque()
         self._leases: dict[Lease, None] = {}
         self._asking: dict[Lease, None] = {}  # in the order of their asks
         self._answered: set[Lease] = set()  # since the last batch, and silent since
@@ -171,11 +167,10 @@ class Engine:
         error: RelayError = LocalModelError("the local model was closed")
         try:
             self._context = self._opened = self._load()
-            self._slots.rewinds = self._context.rewinds
             if not self._context.rewinds:
                 self._run_ahead = 0
-            if self._files is not None:
-                self._prefixes = Prefixes(self._files(self._context), self._context)
+            files = None if self._files is None else self._files(self._context)
+            self._lender = Lender(self._context, self._max_concurrency, files)
             self.loaded.set_result(self._context)
             rests = True
             while True:
@@ -253,89 +248,33 @@ class Engine:
     # --- leases ---------------------------------------------------------------------------------
 
     def _queue(self, asked: Open) -> None:
-        opening = asked.opening
         try:
-            prompt = self._context.prompt(
-                opening.turns,
-                open_assistant=opening.open_assistant,
-                known=self._answers.find(opening.turns),
-            )
-            self._check_prompt(prompt)
-            system = self._prefixes.system_tokens(opening.turns, prompt) if self._prefixes else 0
+            self._waiting.append((asked, self._lender.prompt(asked.opening)))
         except Exception as error:  # noqa: BLE001 - one chat's fault must not end the others
             fail(asked.future, ours(error))
-        else:
-            self._waiting.append((asked, prompt, system))
-
-    def _check_prompt(self, prompt: list[int]) -> None:
-        n_ctx = self._context.n_ctx
-        if not prompt:
-            raise UsageMistake("the prompt is empty; give at least one message")
-        if len(prompt) >= n_ctx:
-            raise ContextOverflowError(
-                f"the prompt has {len(prompt)} tokens and the context of one chat holds {n_ctx}; "
-                f"shorten the conversation or raise n_ctx",
-                needed_tokens=len(prompt) + 1,
-                n_ctx=n_ctx,
-            )
 
     def _grant(self) -> None:
         """Lend free sequences to those who wait, first come first served."""
-        while self._slots.free and self._waiting:
-            asked, prompt, system = self._waiting.popleft()
+        while self._lender.free and self._waiting:
+            asked, prompt = self._waiting.popleft()
             if not asked.future.set_running_or_notify_cancel():
                 continue  # cancelled while it queued
             try:
-                lease = self._lease(asked, prompt, system)
+                lease = self._lease(asked, prompt)
                 session = asked.granted(lease, self._context)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
                 asked.future.set_exception(ours(error))
             else:
                 asked.future.set_result(session)
 
-    def _lease(self, asked: Open, prompt: list[int], system: int) -> Lease:
-        sampler = self._context.sampler(asked.chosen)
-        leased = (lease.sequence for lease in self._leases)
-        slot = self._slots.take(prompt, ((s.id, s.tokens[: s.evaluated]) for s in leased))
-        try:
-            slot = self._filled(slot, prompt)
-        except BaseException:
-            sampler.free()
-            self._empty(slot)
-            raise
-        sequence = Sequence(slot.id, prompt, self._context.vocab, reused=slot.kept)
-        sequence.pause_at = system if system > slot.kept else 0
-        lease = Lease(asked.opening, sequence, sampler)
+    def _lease(self, asked: Open, prompt: Prompt) -> Lease:
+        lease, copied = self._lender.lend(asked.opening, asked.chosen, prompt, self._leases)
         self._leases[lease] = None
-        if slot.donor is not None:
-            self._copy_now(lease)
+        if copied:
+            # llama.cpp copies at the next decode: until then nobody may move what is copied from.
+            lease.feeding = True  # its scores are kept in case that was the prompt's last token
+            self._evaluate([Part(lease, 1)])
         return lease
-
-    def _filled(self, slot: Slot, prompt: list[int]) -> Slot:
-        """Put into the sequence what can be had of `prompt` without evaluating it."""
-        context = self._context
-        if slot.exchanged is not None and not context.exchange(slot.id, slot.exchanged):
-            self._slots.lose(slot.exchanged)
-            slot = Slot(slot.id)
-        if self._prefixes is not None:
-            slot = self._prefixes.better(slot, prompt)
-        if slot.donor is not None:
-            context.cut(slot.id, 0)
-            context.copy(slot.donor, slot.id)
-        context.cut(slot.id, slot.kept)
-        return slot
-
-    def _empty(self, slot: Slot) -> None:
-        """Nobody knows what it holds after an error."""
-        for sequence in {slot.id, slot.id if slot.exchanged is None else slot.exchanged}:
-            self._context.cut(sequence, 0)
-            self._slots.lose(sequence)
-        self._slots.give(slot.id, [])
-
-    def _copy_now(self, lease: Lease) -> None:
-        """llama.cpp copies at the next decode: until then nobody may move what is copied from."""
-        lease.feeding = True  # its scores are kept in case that was the prompt's last token
-        self._evaluate([Part(lease, 1)])
 
     def _take_back(
         self, lease: Lease, why: str = "the session was closed while it decoded"
@@ -344,29 +283,11 @@ class Engine:
         with suppress(LocalModelError):
             lease.sequence.change((), 0, more_text=False)
         self._fail_ask(lease, LocalModelError(why))
-        if lease not in self._leases:
-            return
-        del self._leases[lease]
-        self._asking.pop(lease, None)
-        lease.free()
-        self._remember(lease)
-        sequence = lease.sequence
-        if not self._slots.rewinds and sequence.cached != sequence.evaluated:
-            sequence.evaluated = 0
-        cached = sequence.tokens[: sequence.evaluated]
-        self._context.cut(sequence.id, len(cached))
-        self._slots.give(sequence.id, cached)
-
-    def _remember(self, lease: Lease) -> None:
-        """Keep the ids of the answer for the conversation's next turn."""
-        opening, sequence = lease.opening, lease.sequence
-        if opening.open_assistant:
-            return
-        try:
-            text = sequence.written_bytes.decode()
-        except UnicodeDecodeError:
-            return  # it ends within a character, which nobody was shown
-        self._answers.remember(opening.turns, text, sequence.written)
+        if lease in self._leases:
+            del self._leases[lease]
+            self._asking.pop(lease, None)
+            lease.free()
+            self._lender.take_back(lease)
 
     def _dismiss(self, user: Hashable) -> None:
         closed = "the local model was closed"
@@ -539,8 +460,7 @@ class Engine:
             row += part.n
             lease = part.lease
             lease.sequence.note_evaluated(part.n)
-            if self._prefixes is not None:
-                self._prefixes.note_evaluated(lease.sequence)
+            self._lender.note_evaluated(lease.sequence)
             if lease.sequence.pending:
                 continue
             if lease.feeding:

@@ -566,4 +566,4 @@ def test_an_answer_that_ends_with_a_long_word_is_remembered_whole(roomy):
     answer.close()
     turns = [Turn("user", "a question"), Turn("assistant", got.text + "字" * 70)]
     assert roomy.open(turns, Sampling()).result(TIMEOUT_S).prompt_tokens
-    assert roomy._engine._answers.find(turns)
+    assert roomy._engine._lender._answers.find(turns)
