@@ -35,6 +35,7 @@ TOPICS = {
     "resume": "going on behind a hosted span, by its length and the size of the context",
     "chats": "tokens per second of 1 to 16 chats together",
     "waits": "eight chats that wait for a hosted model, against a lock held over the wait",
+    "setups": "one answer with hand-overs: in process, on a server, on two replicas",
     "turns": "what a second turn evaluates and reports as cache reads",
     "overhead": "microseconds per token without a model",
     "footprint": "import time, memory, time to the first token",

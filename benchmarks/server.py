@@ -32,7 +32,7 @@ class ModelServer:
                 *("--host", "127.0.0.1", "--port", self.url.rpartition(":")[2]),
                 *("--n_ctx", str(n_ctx), "--flash_attn", "true"),
                 *("--n_threads", str(plan.threads), "--n_threads_batch", str(plan.threads)),
-                *("--verbose", "false"),
+                *("--interrupt_requests", "false", "--verbose", "false"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
