@@ -32,7 +32,8 @@
 # ## 1. Turns
 #
 # This notebook is about the local side, so the policy is `Never` and nobody asks the hosted model;
-# a double takes its place. What follows holds with hand-overs just the same.
+# a double takes its place. With `CallTokens`, the default, each prompt also has the lesson, some
+# 280 tokens that all chats share.
 
 # %%
 from langchain_core.messages import HumanMessage, SystemMessage
@@ -219,7 +220,8 @@ show("the first model", still_there)
 #
 # The KV cache ends with the process. With `state_dir` the evaluated system prompt (of 64 tokens or
 # more) is kept in a folder, and the next process reads it instead of evaluating it. A model that
-# was closed has forgotten everything, so a new one stands for that process here.
+# was closed has forgotten everything, so a new one stands for that process here. Only system prompts
+# are kept: the lesson of `CallTokens` is evaluated once in each process.
 
 # %%
 from pathlib import Path
