@@ -45,7 +45,7 @@ from langchain_relay.testing import ScriptedDelegate
 
 alone = {"delegate": ScriptedDelegate(), "policy": Never(), "temperature": 0, "seed": 1}
 
-local = LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1)
+local = LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1, max_concurrency=8)
 model = RelayChatModel(model=local, max_tokens=24, **alone)
 
 # %% [markdown]
@@ -92,9 +92,10 @@ show("the date in front", model.invoke([dated, HumanMessage("Where is the Louvre
 # %% [markdown]
 # ## 2. Many chats at once
 #
-# The chats of a model are decoded together, up to `max_concurrency` (4, if you say nothing): a step
-# reads the weights once and gives each chat a token. `batch` makes use of it, and so do `abatch`,
-# threads, tasks and the requests of a web server.
+# The chats of a model are decoded together, up to `max_concurrency` (8 here, 4 if you say nothing):
+# a step reads the weights once and gives each chat a token. `batch` makes use of it, and so do
+# `abatch`, threads, tasks and the requests of a web server. LangChain's `batch` asks from a few
+# threads more than there are cores; its own setting, also called `max_concurrency`, asks for eight.
 #
 # How much is gained depends on the machine, on what else runs there, and on the length of the
 # answers; this is the median of three rounds, here and now.
@@ -108,6 +109,10 @@ questions = [
     "How do magnets work?",
     "What is a prime number?",
     "Why do cats purr?",
+    "How does a boat float?",
+    "What is a leap year?",
+    "Why is the sea salty?",
+    "How do bees find home?",
 ]
 
 
@@ -120,7 +125,7 @@ def seconds(write):
 rounds = []
 for _ in range(4):
     one_by_one, texts = seconds(lambda: [model.invoke(question) for question in questions])
-    together, batched = seconds(lambda: model.batch(questions))
+    together, batched = seconds(lambda: model.batch(questions, {"max_concurrency": 8}))
     rounds.append(one_by_one / together)
 print(f"together: {median(rounds[1:]):.1f} times as fast as one after the other")  # 0 warms up
 print("the same texts:", texts == batched)
@@ -154,8 +159,6 @@ print(f"{len(spans)} answers, at most {at_once} being written at once")
 
 # %% [markdown]
 # `max_concurrency` costs memory: the context has room for that many chats of `n_ctx` tokens each.
-# It is not LangChain's own setting of this name, `batch(..., {"max_concurrency": 2})`, which says
-# how many threads ask.
 
 # %% [markdown]
 # ## 3. Settings
@@ -194,8 +197,8 @@ with LlamaCppModel("smollm2-135m", n_ctx=512) as greedy:
 # `share=False` asks for an engine of its own.
 
 # %%
-twin = LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1)
-other = LlamaCppModel("smollm2-135m", n_ctx=512, n_threads=1)
+twin = LlamaCppModel("smollm2-135m", n_ctx=1024, n_threads=1, max_concurrency=8)
+other = LlamaCppModel("smollm2-135m", n_ctx=512, n_threads=1, max_concurrency=8)
 for name, second in (("the same settings", twin), ("another n_ctx", other)):
     answer = RelayChatModel(model=second, max_tokens=4, **alone).invoke(questions[0])
     show(name, answer)
@@ -220,8 +223,8 @@ show("the first model", still_there)
 #
 # The KV cache ends with the process. With `state_dir` the evaluated system prompt (of 64 tokens or
 # more) is kept in a folder, and the next process reads it instead of evaluating it. A model that
-# was closed has forgotten everything, so a new one stands for that process here. Only system prompts
-# are kept: the lesson of `CallTokens` is evaluated once in each process.
+# was closed has forgotten everything, so a new one stands for that process here. Only system
+# prompts are kept: the lesson of `CallTokens` is evaluated once in each process.
 
 # %%
 from pathlib import Path
