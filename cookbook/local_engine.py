@@ -223,8 +223,8 @@ show("the first model", still_there)
 #
 # The KV cache ends with the process. With `state_dir` the evaluated system prompt (of 64 tokens or
 # more) is kept in a folder, and the next process reads it instead of evaluating it. A model that
-# was closed has forgotten everything, so a new one stands for that process here. Only system
-# prompts are kept: the lesson of `CallTokens` is evaluated once in each process.
+# was closed has forgotten everything, so a new one stands for that process here. The lesson of
+# `CallTokens`, which stands behind your system prompt, is kept with it.
 
 # %%
 from pathlib import Path

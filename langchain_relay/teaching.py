@@ -32,7 +32,10 @@ class Lesson:
         shown = [
             turn
             for question, answer in self.examples
-            for turn in (Turn("user", question), Turn("assistant", answer))
+            for turn in (
+                Turn("user", question, fixed=True),
+                Turn("assistant", answer, fixed=True),
+            )
         ]
         return [system, *shown, *(turn for turn in turns if turn.role != "system")]
 

@@ -60,10 +60,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of the local view: a chat-template role and plain text."""
+    """One message of the local view: a chat-template role and plain text.
+
+    Attributes:
+        role: That of the chat template.
+        content: The text.
+        fixed: It stands in front of every conversation, like a system prompt: worth keeping.
+    """
 
     role: str
     content: str
+    fixed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

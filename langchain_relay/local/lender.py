@@ -115,8 +115,8 @@ class Lender:
             raise UsageMistake("the prompt is empty; give at least one message")
         if len(ids) >= n_ctx:
             raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens and the context of one chat holds {n_ctx}; "
-                f"shorten the conversation or raise n_ctx",
+                f"the prompt has {len(ids)} tokens, system prompt and lesson included, and the "
+                f"context of one chat holds {n_ctx}; shorten the conversation or raise n_ctx",
                 needed_tokens=len(ids) + 1,
                 n_ctx=n_ctx,
             )

@@ -32,8 +32,11 @@ class Prefixes:
         self._context = context
 
     def system_tokens(self, turns: Items[Turn], prompt: Items[int]) -> int:
-        """How many leading tokens of `prompt` are those of the system prompt; 0 if too few."""
-        system = list(takewhile(lambda turn: turn.role == "system", turns))
+        """How many leading tokens of `prompt` are those of the system prompt; 0 if too few.
+
+        The lesson that a relay puts behind it belongs to it.
+        """
+        system = list(takewhile(lambda turn: turn.role == "system" or turn.fixed, turns))
         if not system or len(system) == len(turns):
             return 0
         # Another question after the same system prompt: what both have in common is its own.

@@ -218,6 +218,20 @@ def test_the_next_process_finds_the_system_prompt_on_disk(local, tmp_path):
     assert in_another_process(folder, "Is there a cathedral?") == (cached, text)
 
 
+def test_the_lesson_is_kept_on_disk_with_the_system_prompt(tmp_path):
+    reads = []
+    for question in ("Where is the market?", "Is there a cathedral?"):
+        settings = {"n_threads": 2, "n_ctx": 1024, "max_concurrency": 1, "share": False}
+        with LlamaCppModel(state_dir=tmp_path, **settings) as model:
+            relay = RelayChatModel(model=model, delegate=ScriptedDelegate(""), max_tokens=1)
+            usage = relay.invoke(question).usage_metadata
+        reads.append((usage["input_tokens"], usage["input_token_details"]["cache_read"]))
+    (_, cold), (prompt_tokens, warm) = reads
+    assert cold == 0
+    assert prompt_tokens - warm < 20  # the question and what the template puts around it
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_conversations_that_change_places_lose_nothing(local):
     """Two chats that lie apart go on side by side, as they would have gone on alone."""
     questions = [f"Tell me a fact about the number {n}." for n in (11, 12, 13)]
