@@ -316,6 +316,9 @@ class Writer:
         if asyncio.current_task() is not self._task:
             return  # hung up meanwhile
         self._ready.append(said)
+        if not isinstance(said, Step):
+            # It ends by itself. Cancelled while it closes its connection, it would leave it open.
+            self._task = None
         self._answer()
 
     def _asked(self, prefix: Sequence[Item], rule: Rule) -> Asked:

@@ -42,9 +42,12 @@ class Events(httpx.AsyncByteStream):
         for event in self._events:
             if event == {"hold": True}:
                 await asyncio.sleep(TIMEOUT_S)
+            if event == LATE:
+                await asyncio.sleep(0.05)
             yield f"data: {json.dumps(event)}\n\n".encode()
 
     async def aclose(self) -> None:
+        await asyncio.sleep(0)  # as a network does
         self._fake.streams_closed += 1
 
 
@@ -144,6 +147,7 @@ def text_events(*texts, **end):
     return [*events, {"choices": [{"text": "", **end}]}] if end else events
 
 
+LATE = {"late": True}  # what follows comes when somebody waits for it
 LIMIT = {"stop_type": "limit"}
 EOS = {"stop_type": "eos"}
 
@@ -180,6 +184,15 @@ def steps(session, n, rule=FREE):
         got.append(one)
         append = (one.id,)
     return got
+
+
+def until(condition):
+    """Wait for the loop's thread, which nobody can ask."""
+    for _ in range(300):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the thread did not get there")
 
 
 # --- construction -------------------------------------------------------------------------------
@@ -329,6 +342,16 @@ def test_a_ban_is_kept_by_asking_for_one_other_token(connect):
     assert last["logit_bias"] == []
 
 
+@pytest.mark.parametrize("why", ["eos", "limit", "whim"])
+def test_a_stream_that_ends_while_somebody_waits_is_closed(connect, why):
+    fake = FakeServer(own=True)
+    end = {"content": "", "stop": True, "stop_type": why}
+    fake.say = [[*own_events("a"), LATE, end], [{"hold": True}]]
+    session = begin(connect(fake))
+    session.decode(Decode((step(session).id,)))
+    until(lambda: fake.streams_closed)
+
+
 def test_a_server_that_ignores_a_ban_is_found_out(connect):
     fake = FakeServer(own=True)
     fake.say = [own_events("<call>", end=EOS), *[own_events("l", end=LIMIT)] * 2]
@@ -347,7 +370,7 @@ def test_a_feed_closes_the_stream_and_its_text_is_tokenized_as_a_whole(connect):
     for piece in (" one", " two", " <|im_end|>"):
         session.feed(Feed((got[-1].id, piece) if piece == " one" else (piece,)))
     assert step(session).text == "d"
-    assert fake.streams_closed >= 1
+    until(lambda: fake.streams_closed)
     assert {"content": " one two <|im_end|>", "add_special": False, "parse_special": False} in (
         fake.bodies("/tokenize")
     )
@@ -426,8 +449,7 @@ def test_a_stream_that_nobody_reads_is_closed_and_taken_up_again(connect):
     fake.say = [own_events(text), own_events(text[65:], end=EOS)]
     session = begin(connect(fake))
     first = step(session)
-    while not fake.streams_closed:
-        threading.Event().wait(0.01)
+    until(lambda: fake.streams_closed)
     got, append = [first], (first.id,)
     for _ in range(120):
         got.append(step(session, *append))
@@ -464,8 +486,7 @@ def test_llama_cpp_server_is_stopped_from_here(connect):
     session = begin(connect(fake))
     got = steps(session, 5)
     assert "".join(one.text for one in got) == "<call>3</call> and"
-    while not fake.streams_closed:
-        threading.Event().wait(0.01)
+    until(lambda: fake.streams_closed)
     assert step(session, got[-1].id).text == "x"
     assert fake.completions[1]["prompt"].endswith("<call>3</call> and")
 
