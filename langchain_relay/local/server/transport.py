@@ -120,7 +120,7 @@ class Http:
 
     async def _data(self, response: httpx.Response, path: str) -> AsyncGenerator[Any, None]:
         with self._explained(path):
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 # llama.cpp's server begins the line of an error with its own word.
                 word, _, data = line.partition(":")
                 if word not in {"data", "error"} or not data.strip():
@@ -128,7 +128,7 @@ class Http:
                 if data.strip() == "[DONE]":
                     return
                 decoded = self._decoded(data, path)
-                if word == "error" or (isinstance(decoded, dict) and "error" in decoded):
+                if word == "error" or (isinstance(decoded, dict) and decoded.get("error")):
                     raise LocalModelError(
                         f"the server at {self.base_url} broke off: {_quoted(data)}"
                     )
@@ -179,6 +179,17 @@ class _Explained:
                 ) from error
             case httpx.HTTPError() | httpx.InvalidURL():
                 raise LocalModelError(f"{self._url} failed: {error!r}") from error
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """Lines as events have them: httpx's end at U+2028 and others too, which text may hold."""
+    begun = b""
+    async for data in response.aiter_bytes():
+        *lines, begun = (begun + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace").rstrip("\r")
+    if begun:
+        yield begun.decode(errors="replace")
 
 
 def _quoted(text: str) -> str:

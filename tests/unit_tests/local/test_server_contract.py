@@ -44,7 +44,8 @@ class Events(httpx.AsyncByteStream):
                 await asyncio.sleep(TIMEOUT_S)
             if event == LATE:
                 await asyncio.sleep(0.05)
-            yield f"data: {json.dumps(event)}\n\n".encode()
+            for byte in f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\n".encode():
+                yield bytes([byte])
 
     async def aclose(self) -> None:
         await asyncio.sleep(0)  # as a network does
@@ -340,6 +341,20 @@ def test_a_ban_is_kept_by_asking_for_one_other_token(connect):
     assert "".join(map(chr, second["prompt"])).endswith("a<cal")
     assert "".join(map(chr, last["prompt"])).endswith("a<calk")
     assert last["logit_bias"] == []
+
+
+def test_whatever_python_takes_for_the_end_of_a_line_may_be_written(connect):
+    text = "a\u2028b\x85c\x0bd\x1ee\r\nf\u00e9"
+    fake = FakeServer(own=True)
+    fake.say = [own_events(text, end=EOS)]
+    session = begin(connect(fake))
+    assert "".join(one.text for one in steps(session, len(text))) == text
+
+
+def test_an_error_that_is_null_is_none(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[{**event, "error": None} for event in own_events("a", end=EOS)]]
+    assert step(begin(connect(fake))).text == "a"
 
 
 @pytest.mark.parametrize("why", ["eos", "limit", "whim"])
