@@ -230,6 +230,14 @@ def test_a_mistake_is_found_at_construction(wrong, said):
         CompletionServerModel(**{"base_url": URL, **wrong})
 
 
+@pytest.mark.parametrize("secret", ["sk-secret\n", "sk-s\u00e9cret", "sk-\x7fsecret"])
+def test_a_secret_no_header_may_have_is_refused_and_not_quoted(secret):
+    for wrong in ({"api_key": secret}, {"headers": {"X-Key": secret}}):
+        with pytest.raises(errors.UsageMistake, match="api_key|X-Key") as caught:
+            CompletionServerModel(URL, **wrong)
+        assert "cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("given", [URL, URL + "/", URL + "/v1", URL + "/v1/"])
 def test_the_url_may_be_that_of_an_openai_client(given):
     model = CompletionServerModel(given)
@@ -621,6 +629,14 @@ def test_cached_tokens_are_those_of_the_first_request(connect):
     assert session.cached_tokens in {0, 32}
 
 
+def test_what_the_server_says_at_the_end_of_an_answer_is_known_when_the_answer_ends(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[*own_events("a"), LATE, *own_events("", end={**EOS, "timings": {"cache_n": 7}})]]
+    session = begin(connect(fake))
+    assert step(session, step(session).id).eog
+    assert session.cached_tokens == 7
+
+
 def test_a_count_is_asked_for_once(connect):
     fake = FakeServer()
     model = connect(fake)
@@ -690,6 +706,14 @@ def test_no_thread_outlives_its_model(connect):
     gc.collect()
     thread.join(TIMEOUT_S)
     assert not thread.is_alive()
+
+
+def test_a_step_that_is_waited_for_keeps_its_session_open(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[LATE, *own_events("a", end=EOS)]]
+    waiting = begin(connect(fake)).decode(Decode())
+    gc.collect()
+    assert waiting.result(TIMEOUT_S).text == "a"
 
 
 def test_a_conversation_s_requests_carry_one_name(connect):
