@@ -420,6 +420,8 @@ def test_a_rewind_within_a_text_needs_a_server_with_ids(connect):
     step(session, "one two")
     with pytest.raises(errors.UsageMistake, match="4 of the 7 tokens.*all of it"):
         step(session, rewind=4)
+    step(session, "!")
+    assert fake.completions[1]["prompt"].endswith("one two!")
 
 
 def test_the_last_token_of_the_context_is_written_and_no_more(connect):
@@ -442,6 +444,34 @@ def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
     assert session.decode(Decode((one.id,))).cancel()
     assert step(session).text == "b"
     assert "".join(map(chr, fake.completions[1]["prompt"])).endswith("\na")
+
+
+def test_text_stays_if_its_ask_is_cancelled_or_fails_while_it_is_tokenized(connect):
+    fake = FakeServer(own=True)
+    fake.say = [own_events("a", end=EOS)]
+    session = begin(connect(fake))
+    tokenize = fake._tokenize
+    entered, gate = threading.Event(), asyncio.Event()
+
+    async def slow(request):
+        if b"one" not in request.content:
+            return fake(request)
+        entered.set()
+        await gate.wait()
+        return fake(request)
+
+    session._writer._line.http._client._transport = httpx.MockTransport(slow)
+    asked = session.decode(Decode(("one",)))
+    assert entered.wait(TIMEOUT_S)
+    asked.cancel()
+    failing = session.decode(Decode((" two",)))
+    fake._tokenize = lambda body: httpx.Response(500)
+    session._loop.call(gate.set)
+    with pytest.raises(errors.LocalModelError, match="500"):
+        failing.result(TIMEOUT_S)
+    fake._tokenize = tokenize
+    assert step(session, "!").text == "a"
+    assert "".join(map(chr, fake.completions[0]["prompt"])).endswith("one two!")
 
 
 def test_adapters_go_by_name(connect):
