@@ -11,6 +11,7 @@ import gc
 import json
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from langchain_relay import errors
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, LocalModel, Rule, Sampling, Turn
 from langchain_relay.local import CompletionServerModel
+from langchain_relay.local.server.transport import Loop
 
 TIMEOUT_S = 10
 URL = "http://127.0.0.1:8080"
@@ -446,11 +448,10 @@ def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
     assert "".join(map(chr, fake.completions[1]["prompt"])).endswith("\na")
 
 
-def test_text_stays_if_its_ask_is_cancelled_or_fails_while_it_is_tokenized(connect):
+def test_text_stays_if_its_ask_is_cancelled_or_fails_while_it_is_tokenized(connect, monkeypatch):
     fake = FakeServer(own=True)
     fake.say = [own_events("a", end=EOS)]
     session = begin(connect(fake))
-    tokenize = fake._tokenize
     entered, gate = threading.Event(), asyncio.Event()
 
     async def slow(request):
@@ -465,11 +466,11 @@ def test_text_stays_if_its_ask_is_cancelled_or_fails_while_it_is_tokenized(conne
     assert entered.wait(TIMEOUT_S)
     asked.cancel()
     failing = session.decode(Decode((" two",)))
-    fake._tokenize = lambda body: httpx.Response(500)
-    session._loop.call(gate.set)
-    with pytest.raises(errors.LocalModelError, match="500"):
-        failing.result(TIMEOUT_S)
-    fake._tokenize = tokenize
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "_tokenize", lambda body: httpx.Response(500))
+        session._loop.call(gate.set)
+        with pytest.raises(errors.LocalModelError, match="500"):
+            failing.result(TIMEOUT_S)
     assert step(session, "!").text == "a"
     assert "".join(map(chr, fake.completions[0]["prompt"])).endswith("one two!")
 
@@ -720,6 +721,44 @@ def test_a_stream_that_goes_wrong_fails_one_answer_only(connect, events):
         for _ in range(2):
             append = (step(session, *append).id,)
     assert step(other).text == "b"
+
+
+def test_nobody_waits_for_a_loop_that_ends():
+    loop, ending, told = Loop(), threading.Event(), threading.Event()
+
+    async def last():
+        ending.set()
+        await asyncio.sleep(0.05)
+
+    def ask():
+        with pytest.raises(errors.LocalModelError, match="closed"):
+            loop.result(lambda: asyncio.sleep(TIMEOUT_S))
+        told.set()
+
+    threading.Thread(target=loop.stop, args=(last,), daemon=True).start()
+    assert ending.wait(TIMEOUT_S)
+    threading.Thread(target=ask, daemon=True).start()
+    assert told.wait(1)
+
+
+def test_what_a_task_starts_while_the_loop_ends_is_ended_too():
+    loop, told = Loop(), threading.Event()
+
+    async def second():
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            told.set()
+
+    async def first():
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            loop.start(second())
+
+    loop.call(lambda: loop.start(first()))
+    loop.stop(partial(asyncio.sleep, 0))
+    assert told.wait(1)
 
 
 def test_no_thread_outlives_its_model(connect):
