@@ -42,6 +42,9 @@ RECENT_CHARS = 64
 BAN_TRIES = 32
 """How many tokens are banned one after the other at one place before it is given up."""
 
+CHAR_TOKENS = 4
+"""Tokens of one character, at most; a server sends nothing before it is complete."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -264,9 +267,12 @@ class Writer:
         banned: list[int] = []
         for _ in range(BAN_TRIES):
             banned.append(await self._id_to_ban(offender, banned))
-            asked = self._asked(prefix, rule)
-            said = await self._one(replace(asked, limit=1, stop=(), banned=tuple(banned)))
+            asked = replace(self._asked(prefix, rule), banned=tuple(banned))
+            said = await self._one(replace(asked, limit=1))
+            if said == Ended("more"):
+                said = await self._one(replace(asked, limit=min(CHAR_TOKENS, asked.limit)))
             if isinstance(said, Ended):
+                self._check_progress(said, "")
                 self._put(said)
                 return
             if not begins(_tail(prefix, parts), said.text, parts):

@@ -377,6 +377,33 @@ def test_a_stream_that_ends_while_somebody_waits_is_closed(connect, why):
     until(lambda: fake.streams_closed)
 
 
+def test_what_is_written_instead_of_a_ban_may_be_a_character_of_several_tokens(connect):
+    fake = FakeServer(own=True)
+    nothing = own_events("", end=LIMIT)
+    smile = [{"content": "\u263a", "tokens": [9], "stop": False, "tokens_predicted": 3}]
+    smile += own_events("", end=LIMIT)
+    fake.say = [own_events("<call>"), nothing, smile, own_events("b", end=EOS)]
+    session = begin(connect(fake))
+    got = steps(session, 6, Rule(ban=("<call>",)))
+    assert "".join(one.text for one in got) == "<cal\u263ab"
+    limits = [(body["n_predict"], body["logit_bias"]) for body in fake.completions[1:3]]
+    assert limits == [(1, [[ord("l"), False]]), (4, [[ord("l"), False]])]
+
+
+def test_a_ban_that_leaves_nothing_is_not_tried_for_ever(connect, monkeypatch):
+    fake = FakeServer(own=True)
+
+    def completion(body):
+        text = "" if body["logit_bias"] else "<call>"[len(fake.completions) > 1 and 4 :]
+        return httpx.Response(200, stream=Events(fake, own_events(text, end=LIMIT)))
+
+    monkeypatch.setattr(fake, "_completion", completion)
+    session = begin(connect(fake))
+    with pytest.raises(errors.LocalModelError, match="gave no reason"):
+        steps(session, 6, Rule(ban=("<call>",)))
+    assert len(fake.completions) == 3
+
+
 def test_a_server_that_ignores_a_ban_is_found_out(connect):
     fake = FakeServer(own=True)
     fake.say = [own_events("<call>", end=EOS), *[own_events("l", end=LIMIT)] * 2]
