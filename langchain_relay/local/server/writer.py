@@ -347,11 +347,19 @@ class Writer:
             limit=n_ctx - tokens,
             chosen=self._terms.chosen,
             seed=draw_seed(self._terms.chosen.seed, tokens),
-            # A string that is banned cannot be completed; and every token's own text is needed.
-            stop=() if rule.ban else self._terms.stop_at,
+            stop=self._stop_at(rule, n_ctx - tokens),
             rule=rule,
             slot=self._terms.slot,
         )
+
+    def _stop_at(self, rule: Rule, limit: int) -> tuple[str, ...]:
+        stop_at = self._terms.stop_at
+        # A string that is banned cannot be completed; and every token's own text is needed.
+        # A grammar begins anew with every completion, so it must not end in between.
+        if rule.ban or rule.grammar is not None:
+            return ()
+        # Text that may become a stop string is withheld, and never sent if the context ends there.
+        return stop_at if limit > max(map(len, stop_at), default=0) else ()
 
 
 def _tail(prefix: Sequence[Item], parts: Sequence[str]) -> str:

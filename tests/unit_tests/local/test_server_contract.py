@@ -465,6 +465,21 @@ def test_the_last_token_of_the_context_is_written_and_no_more(connect):
     assert len(fake.completions) == 1
 
 
+def test_no_text_is_withheld_at_the_end_of_the_context_or_under_a_grammar(connect):
+    fake = FakeServer(own=True)
+    withheld = {"content": "", "tokens": [ord("<")], "stop": False, "tokens_predicted": 2}
+    fake.say = [
+        own_events("a", end=EOS),
+        [*own_events("a"), withheld, *own_events("", end=LIMIT)],
+        own_events("</", end=LIMIT),
+    ]
+    session = begin(connect(fake))
+    step(session, rule=Rule(grammar="root ::= [a-z]"))
+    got = step(session, "x" * (session.context_left - 8))
+    assert (got.text, step(session, got.id).text) == ("a", "<")
+    assert [body["stop"] for body in fake.completions] == [[], ["</call>"], []]
+
+
 def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
     fake = FakeServer(own=True)
     fake.say = [[*own_events("a"), {"hold": True}], own_events("b", end=EOS)]
