@@ -96,12 +96,15 @@ class LocalSession(Protocol):
 
     prompt_tokens: int
     """Tokens of the rendered prompt."""
-    cached_tokens: int
-    """Of these, tokens whose KV was reused."""
     context_left: int
     """Tokens that still fit behind the prompt (`n_ctx - prompt_tokens`)."""
     thinking: bool
     """Whether the chat template knows `<think>` tags."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt whose KV was reused, as far as is known by now."""
+        ...
 
     def decode(self, ask: Decode) -> Future[Step]:
         """Take back `ask.rewind` tokens, append `ask.append`, sample one token under `ask.rule`."""

@@ -304,7 +304,7 @@ class Engine:
         lease = fed.lease
         if lease not in self._leases:
             return
-        if lease.ahead.awaited is not None:
+        if lease.future is not None or lease.ahead.awaited is not None:
             self._fail_ask(lease, UsageMistake("text was fed while a token was being decoded"))
         try:
             lease.drop_guesses()
@@ -525,8 +525,8 @@ class Engine:
 
     def _keep_guess(self, lease: Lease) -> Future[Step] | None:
         """What was guessed was asked for: it stays. Returns who asked."""
-        future = lease.ahead.withdraw()
-        if future is not None:
+        future, appended = lease.ahead.withdraw()
+        if future is not None and not appended:  # else the last guess is that of a later step
             lease.append_guess()
         return future
 

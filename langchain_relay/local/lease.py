@@ -87,14 +87,18 @@ class Ahead:
             self._pass(step)
             return future, step
 
-    def withdraw(self) -> Future[Step] | None:
-        """Whoever waits will be answered otherwise; the guess becomes what was asked for."""
+    def withdraw(self) -> tuple[Future[Step] | None, bool]:
+        """Who waits, and will be answered otherwise; what was asked for is a guess no more.
+
+        The flag: it is in the sequence already.
+        """
         with self._lock:
             future, self._waiter = self._waiter, None
             self._coming = False
-            if future is not None and self._guessed:
+            appended = bool(self._guessed)
+            if future is not None and appended:
                 self._guessed -= 1
-            return future
+            return future, appended
 
     def claim(self, depth: int) -> bool:
         """Note that a token is appended which nobody asked to append.

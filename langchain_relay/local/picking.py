@@ -24,15 +24,14 @@ def follow(context: Context, lease: Lease, rule: Rule) -> None:
     """From now on `lease` is under `rule`; a new grammar begins here."""
     if rule is lease.rule:
         return
-    lease.rule, lease.banned = rule, forbidden(rule.ban)
     old = lease.grammar
-    if rule.grammar == (old and old.text):
-        return
-    lease.grammar, lease.grammar_start = None, lease.sequence.position
-    if old is not None:
-        old.free()
-    if rule.grammar is not None:
-        lease.grammar = context.grammar(rule.grammar)
+    if rule.grammar != (old and old.text):
+        new = None if rule.grammar is None else context.grammar(rule.grammar)
+        lease.grammar, lease.grammar_start = new, lease.sequence.position
+        if old is not None:
+            old.free()
+    # Last: a rule whose grammar was refused is not followed, and is refused again.
+    lease.rule, lease.banned = rule, forbidden(rule.ban)
 
 
 def signals(context: Context, rule: Rule, logits: Any, row: int | None) -> dict[str, Any]:

@@ -69,21 +69,25 @@ class History:
         self.items.append(item)
 
     async def settle(self) -> None:
-        """Make the pending changes.
+        """Make the pending changes; one that is broken off or fails at the server stays pending.
 
         Raises:
             UsageMistake: a rewind reaches into the prompt, or into text whose tokens the server
                 does not tell.
         """
-        pending, self._pending = self._pending, []
-        for change in pending:
-            match change:
-                case Item():
-                    self.items.append(change)
-                case str():
-                    self.items.append(await self._dialect.foreign(change))
-                case _Rewind():
-                    self._take_back(change.tokens)
+        while self._pending:
+            match self._pending[0]:
+                case Item() as item:
+                    self.items.append(item)
+                case str() as text:
+                    self.items.append(await self._dialect.foreign(text))
+                case _Rewind(tokens):
+                    try:
+                        self._take_back(tokens)
+                    except UsageMistake:
+                        self._pending.clear()  # else every ask from now on would fail
+                        raise
+            del self._pending[0]
 
     def _append(self, item: int | str) -> None:
         if isinstance(item, int):
@@ -98,11 +102,13 @@ class History:
             raise UsageMistake(
                 f"cannot take back {tokens} tokens: {self.position} stand behind the prompt"
             )
+        kept = list(self.items)
         while tokens:
-            last = self.items.pop()
+            last = kept.pop()
             if last.tokens > tokens:
-                self.items.append(_shortened(last, tokens))
+                kept.append(_shortened(last, tokens))
             tokens = max(0, tokens - last.tokens)
+        self.items = kept  # not before all of it could be taken back
 
 
 def _shortened(item: Item, tokens: int) -> Item:

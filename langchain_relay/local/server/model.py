@@ -125,6 +125,7 @@ class CompletionServerModel:
         self._headers = {**(headers or {})}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        _check_headers(self._headers)
         self._affinity_header = affinity_header
         self._transport = transport
         self._salt = secrets.token_bytes(16)
@@ -267,6 +268,17 @@ def _checked_url(base_url: str) -> str:
     if url.userinfo or url.query:
         raise UsageMistake("base_url must carry no secrets; give api_key= or headers=")
     return str(url).rstrip("/").removesuffix("/v1")
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """What httpx cannot send it quotes, which may be a secret."""
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
+            given = "api_key" if name == "Authorization" else f"headers[{name!r}]"
+            raise UsageMistake(
+                f"{given} has a character no header may have, such as a newline at its end; "
+                f"strip() what was read from a file"
+            )
 
 
 def _check_choices(protocol: str, server: str | None) -> None:

@@ -21,7 +21,6 @@ class ServerSession:
 
     Attributes:
         prompt_tokens: Tokens of the rendered prompt.
-        cached_tokens: Of these, what the server had in its cache; 0 until it has said so.
         context_left: Tokens that still fit behind the prompt.
         thinking: Whether the chat template knows `<think>` tags.
     """
@@ -37,11 +36,15 @@ class ServerSession:
         self._loop = line.loop
         self._writer = writer
         self.prompt_tokens = writer.history.tokens
-        self.cached_tokens = 0
         self.context_left = line.facts.n_ctx - self.prompt_tokens
         self.thinking = line.facts.thinking
         self._close = weakref.finalize(self, give_back)
         self._close.atexit = False
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt the server had in its cache; 0 until it has said so."""
+        return self._writer.cached_tokens
 
     @property
     def completions(self) -> int:
@@ -56,15 +59,18 @@ class ServerSession:
             UsageMistake: (through the future) the ask cannot be done.
             LocalModelError: (through the future) the server failed, or the session was closed.
         """
-        self.cached_tokens = self._writer.cached_tokens
         future: Future[Step] = Future()
         if not self._loop.call(self._writer.decode, ask, future):
             future.set_exception(LocalModelError("the local model was closed"))
+        future.add_done_callback(self._answered)  # so that the future keeps the session open
         return future
 
     def feed(self, ask: Feed) -> None:
         """Put foreign text into the context while it arrives; sent with the next decode."""
         self._loop.call(self._writer.feed, ask)
+
+    def _answered(self, future: Future[Step]) -> None:
+        """Nothing is to be done; being called is why the session is still there."""
 
     def count(self, text: str) -> int:
         """Tokens of `text` as the server counts them; see `CompletionServerModel.count`."""
@@ -72,5 +78,4 @@ class ServerSession:
 
     def close(self) -> None:
         """Give the place back. May be called at any time and more than once."""
-        self.cached_tokens = self._writer.cached_tokens
         self._close()

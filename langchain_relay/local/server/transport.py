@@ -120,7 +120,7 @@ class Http:
 
     async def _data(self, response: httpx.Response, path: str) -> AsyncGenerator[Any, None]:
         with self._explained(path):
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 # llama.cpp's server begins the line of an error with its own word.
                 word, _, data = line.partition(":")
                 if word not in {"data", "error"} or not data.strip():
@@ -128,7 +128,7 @@ class Http:
                 if data.strip() == "[DONE]":
                     return
                 decoded = self._decoded(data, path)
-                if word == "error" or (isinstance(decoded, dict) and "error" in decoded):
+                if word == "error" or (isinstance(decoded, dict) and decoded.get("error")):
                     raise LocalModelError(
                         f"the server at {self.base_url} broke off: {_quoted(data)}"
                     )
@@ -181,6 +181,17 @@ class _Explained:
                 raise LocalModelError(f"{self._url} failed: {error!r}") from error
 
 
+async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """Lines as events have them: httpx's end at U+2028 and others too, which text may hold."""
+    begun = b""
+    async for data in response.aiter_bytes():
+        *lines, begun = (begun + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace").rstrip("\r")
+    if begun:
+        yield begun.decode(errors="replace")
+
+
 def _quoted(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= QUOTED_CHARS else text[:QUOTED_CHARS] + "…"
@@ -192,6 +203,9 @@ class Loop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._pid = os.getpid()
+        # A garbage collection inside `call` may call it again, to give something back.
+        self._lock = threading.RLock()
+        self._ends = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(
             target=_run, args=(self._loop,), name="langchain-relay-http", daemon=True
@@ -204,14 +218,13 @@ class Loop:
         return self._pid == os.getpid() and not self._loop.is_closed()
 
     def call(self, function: Callable[..., object], *args: object) -> bool:
-        """Call `function` on the thread, soon; `False` if the loop has ended."""
+        """Call `function` on the thread, soon; `False` if the loop ends or has ended."""
         if not self.alive:
             return False
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # closed meanwhile
-            return False
-        return True
+        with self._lock:  # what is taken is called before the loop begins to end
+            if not self._ends:
+                self._loop.call_soon_threadsafe(function, *args)
+            return not self._ends
 
     def start(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run a coroutine beside the others; called on the loop's thread."""
@@ -239,8 +252,11 @@ class Loop:
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Cancel what runs, run `last`, and end the thread; may be called again."""
-        if not self.call(self._begin_end, last):
+        if not self.alive:
             return
+        with self._lock:
+            self.call(self._begin_end, last)
+            self._ends = True
         if threading.current_thread() is not self._thread:
             self._thread.join(STOP_S)
 
@@ -248,13 +264,15 @@ class Loop:
         self._ending = self._loop.create_task(self._end(last))
 
     async def _end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await last()
-        await self._loop.shutdown_asyncgens()
-        self._loop.call_soon(self._loop.stop)
+        while tasks := list(self._tasks):  # one that ends may start another
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await last()
+            await self._loop.shutdown_asyncgens()
+        finally:
+            self._loop.call_soon(self._loop.stop)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -42,6 +42,9 @@ RECENT_CHARS = 64
 BAN_TRIES = 32
 """How many tokens are banned one after the other at one place before it is given up."""
 
+CHAR_TOKENS = 4
+"""Tokens of one character, at most; a server sends nothing before it is complete."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -264,9 +267,12 @@ class Writer:
         banned: list[int] = []
         for _ in range(BAN_TRIES):
             banned.append(await self._id_to_ban(offender, banned))
-            asked = self._asked(prefix, rule)
-            said = await self._one(replace(asked, limit=1, stop=(), banned=tuple(banned)))
+            asked = replace(self._asked(prefix, rule), banned=tuple(banned))
+            said = await self._one(replace(asked, limit=1))
+            if said == Ended("more"):
+                said = await self._one(replace(asked, limit=min(CHAR_TOKENS, asked.limit)))
             if isinstance(said, Ended):
+                self._check_progress(said, "")
                 self._put(said)
                 return
             if not begins(_tail(prefix, parts), said.text, parts):
@@ -316,6 +322,9 @@ class Writer:
         if asyncio.current_task() is not self._task:
             return  # hung up meanwhile
         self._ready.append(said)
+        if not isinstance(said, Step):
+            # It ends by itself. Cancelled while it closes its connection, it would leave it open.
+            self._task = None
         self._answer()
 
     def _asked(self, prefix: Sequence[Item], rule: Rule) -> Asked:
@@ -338,11 +347,19 @@ class Writer:
             limit=n_ctx - tokens,
             chosen=self._terms.chosen,
             seed=draw_seed(self._terms.chosen.seed, tokens),
-            # A string that is banned cannot be completed; and every token's own text is needed.
-            stop=() if rule.ban else self._terms.stop_at,
+            stop=self._stop_at(rule, n_ctx - tokens),
             rule=rule,
             slot=self._terms.slot,
         )
+
+    def _stop_at(self, rule: Rule, limit: int) -> tuple[str, ...]:
+        stop_at = self._terms.stop_at
+        # A string that is banned cannot be completed; and every token's own text is needed.
+        # A grammar begins anew with every completion, so it must not end in between.
+        if rule.ban or rule.grammar is not None:
+            return ()
+        # Text that may become a stop string is withheld, and never sent if the context ends there.
+        return stop_at if limit > max(map(len, stop_at), default=0) else ()
 
 
 def _tail(prefix: Sequence[Item], parts: Sequence[str]) -> str:

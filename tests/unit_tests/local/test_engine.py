@@ -115,6 +115,31 @@ def test_a_rewind_into_the_prompt_is_refused_and_changes_nothing(model):
     assert step(answer).text == "C"
 
 
+def test_a_feed_fails_the_ask_before_it_and_nobody_else(model, context):
+    answer, other = session(model), session(model, "a")
+    context.gate = threading.Event()
+    running = other.decode(Decode())
+    asked = answer.decode(Decode(("q",)))
+    answer.feed(Feed(("xy",)))
+    context.gate.set()
+    with pytest.raises(UsageMistake, match="fed while"):
+        asked.result(TIMEOUT_S)
+    assert running.result(TIMEOUT_S).text == "b"
+    assert step(answer).text == "z"
+
+
+def test_a_grammar_that_was_refused_is_refused_again(model, context):
+    def refuse(text):
+        raise UsageMistake(f"no grammar: {text}")
+
+    answer, rule = session(model), Rule(grammar="x")
+    context.grammar = refuse
+    for _ in range(2):
+        with pytest.raises(UsageMistake, match="no grammar: x"):
+            step(answer, rule=rule)
+    assert step(answer).text == "B"
+
+
 def test_a_wrong_feed_is_reported_by_the_next_decode(model):
     answer = session(model)
     answer.feed(Feed(("x",), rewind=5))

@@ -209,6 +209,38 @@ def test_what_is_ready_is_given_before_anything_else_is_decoded(model, context):
     assert asked.result(TIMEOUT_S).text == "c"
 
 
+def waiting_for_what_is_ready(answer, context):
+    """A future whose step is sampled, and others behind it, and which was not given it yet."""
+    context.turnstile = threading.Semaphore(1)
+    waiting = answer.decode(Decode((step(answer).id,)))
+    context.turnstile.release(3)
+    until(lambda: answer.evaluated_tokens == 4)
+    assert not waiting.done()
+    return waiting
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_of_a_wait_that_was_cancelled_only_what_it_asked_for_stays(model, context):
+    answer = session(model)
+    assert waiting_for_what_is_ready(answer, context).cancel()
+    asked = answer.decode(Decode((ord("x"),)))
+    context.turnstile.release(100)
+    assert asked.result(TIMEOUT_S).text == "y"
+    assert bytes(answer._lease.sequence.tokens).startswith(b"ABxy")
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_feed_during_a_wait_comes_behind_what_that_asked_for(model, context):
+    answer = session(model)
+    waiting = waiting_for_what_is_ready(answer, context)
+    answer.feed(Feed(("xy",)))
+    context.turnstile.release(100)
+    with pytest.raises(UsageMistake, match="fed while"):
+        waiting.result(TIMEOUT_S)
+    assert step(answer).text == "z"
+    assert bytes(answer._lease.sequence.tokens).startswith(b"ABxyz")
+
+
 def test_who_has_waited_long_enough_is_woken_at_once(model, context, monkeypatch):
     monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 0)
     answer = session(model)

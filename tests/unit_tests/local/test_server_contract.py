@@ -11,6 +11,7 @@ import gc
 import json
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from langchain_relay import errors
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, LocalModel, Rule, Sampling, Turn
 from langchain_relay.local import CompletionServerModel
+from langchain_relay.local.server.transport import Loop
 
 TIMEOUT_S = 10
 URL = "http://127.0.0.1:8080"
@@ -42,9 +44,13 @@ class Events(httpx.AsyncByteStream):
         for event in self._events:
             if event == {"hold": True}:
                 await asyncio.sleep(TIMEOUT_S)
-            yield f"data: {json.dumps(event)}\n\n".encode()
+            if event == LATE:
+                await asyncio.sleep(0.05)
+            for byte in f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\n".encode():
+                yield bytes([byte])
 
     async def aclose(self) -> None:
+        await asyncio.sleep(0)  # as a network does
         self._fake.streams_closed += 1
 
 
@@ -144,6 +150,7 @@ def text_events(*texts, **end):
     return [*events, {"choices": [{"text": "", **end}]}] if end else events
 
 
+LATE = {"late": True}  # what follows comes when somebody waits for it
 LIMIT = {"stop_type": "limit"}
 EOS = {"stop_type": "eos"}
 
@@ -182,6 +189,15 @@ def steps(session, n, rule=FREE):
     return got
 
 
+def until(condition):
+    """Wait for the loop's thread, which nobody can ask."""
+    for _ in range(300):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the thread did not get there")
+
+
 # --- construction -------------------------------------------------------------------------------
 
 
@@ -214,6 +230,14 @@ def test_constructing_sends_nothing_and_the_fingerprint_has_no_secrets(connect):
 def test_a_mistake_is_found_at_construction(wrong, said):
     with pytest.raises(errors.UsageMistake, match=said):
         CompletionServerModel(**{"base_url": URL, **wrong})
+
+
+@pytest.mark.parametrize("secret", ["sk-secret\n", "sk-s\u00e9cret", "sk-\x7fsecret"])
+def test_a_secret_no_header_may_have_is_refused_and_not_quoted(secret):
+    for wrong in ({"api_key": secret}, {"headers": {"X-Key": secret}}):
+        with pytest.raises(errors.UsageMistake, match="api_key|X-Key") as caught:
+            CompletionServerModel(URL, **wrong)
+        assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("given", [URL, URL + "/", URL + "/v1", URL + "/v1/"])
@@ -329,6 +353,57 @@ def test_a_ban_is_kept_by_asking_for_one_other_token(connect):
     assert last["logit_bias"] == []
 
 
+def test_whatever_python_takes_for_the_end_of_a_line_may_be_written(connect):
+    text = "a\u2028b\x85c\x0bd\x1ee\r\nf\u00e9"
+    fake = FakeServer(own=True)
+    fake.say = [own_events(text, end=EOS)]
+    session = begin(connect(fake))
+    assert "".join(one.text for one in steps(session, len(text))) == text
+
+
+def test_an_error_that_is_null_is_none(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[{**event, "error": None} for event in own_events("a", end=EOS)]]
+    assert step(begin(connect(fake))).text == "a"
+
+
+@pytest.mark.parametrize("why", ["eos", "limit", "whim"])
+def test_a_stream_that_ends_while_somebody_waits_is_closed(connect, why):
+    fake = FakeServer(own=True)
+    end = {"content": "", "stop": True, "stop_type": why}
+    fake.say = [[*own_events("a"), LATE, end], [{"hold": True}]]
+    session = begin(connect(fake))
+    session.decode(Decode((step(session).id,)))
+    until(lambda: fake.streams_closed)
+
+
+def test_what_is_written_instead_of_a_ban_may_be_a_character_of_several_tokens(connect):
+    fake = FakeServer(own=True)
+    nothing = own_events("", end=LIMIT)
+    smile = [{"content": "\u263a", "tokens": [9], "stop": False, "tokens_predicted": 3}]
+    smile += own_events("", end=LIMIT)
+    fake.say = [own_events("<call>"), nothing, smile, own_events("b", end=EOS)]
+    session = begin(connect(fake))
+    got = steps(session, 6, Rule(ban=("<call>",)))
+    assert "".join(one.text for one in got) == "<cal\u263ab"
+    limits = [(body["n_predict"], body["logit_bias"]) for body in fake.completions[1:3]]
+    assert limits == [(1, [[ord("l"), False]]), (4, [[ord("l"), False]])]
+
+
+def test_a_ban_that_leaves_nothing_is_not_tried_for_ever(connect, monkeypatch):
+    fake = FakeServer(own=True)
+
+    def completion(body):
+        text = "" if body["logit_bias"] else "<call>"[len(fake.completions) > 1 and 4 :]
+        return httpx.Response(200, stream=Events(fake, own_events(text, end=LIMIT)))
+
+    monkeypatch.setattr(fake, "_completion", completion)
+    session = begin(connect(fake))
+    with pytest.raises(errors.LocalModelError, match="gave no reason"):
+        steps(session, 6, Rule(ban=("<call>",)))
+    assert len(fake.completions) == 3
+
+
 def test_a_server_that_ignores_a_ban_is_found_out(connect):
     fake = FakeServer(own=True)
     fake.say = [own_events("<call>", end=EOS), *[own_events("l", end=LIMIT)] * 2]
@@ -347,7 +422,7 @@ def test_a_feed_closes_the_stream_and_its_text_is_tokenized_as_a_whole(connect):
     for piece in (" one", " two", " <|im_end|>"):
         session.feed(Feed((got[-1].id, piece) if piece == " one" else (piece,)))
     assert step(session).text == "d"
-    assert fake.streams_closed >= 1
+    until(lambda: fake.streams_closed)
     assert {"content": " one two <|im_end|>", "add_special": False, "parse_special": False} in (
         fake.bodies("/tokenize")
     )
@@ -374,6 +449,8 @@ def test_a_rewind_within_a_text_needs_a_server_with_ids(connect):
     step(session, "one two")
     with pytest.raises(errors.UsageMistake, match="4 of the 7 tokens.*all of it"):
         step(session, rewind=4)
+    step(session, "!")
+    assert fake.completions[1]["prompt"].endswith("one two!")
 
 
 def test_the_last_token_of_the_context_is_written_and_no_more(connect):
@@ -388,6 +465,21 @@ def test_the_last_token_of_the_context_is_written_and_no_more(connect):
     assert len(fake.completions) == 1
 
 
+def test_no_text_is_withheld_at_the_end_of_the_context_or_under_a_grammar(connect):
+    fake = FakeServer(own=True)
+    withheld = {"content": "", "tokens": [ord("<")], "stop": False, "tokens_predicted": 2}
+    fake.say = [
+        own_events("a", end=EOS),
+        [*own_events("a"), withheld, *own_events("", end=LIMIT)],
+        own_events("</", end=LIMIT),
+    ]
+    session = begin(connect(fake))
+    step(session, rule=Rule(grammar="root ::= [a-z]"))
+    got = step(session, "x" * (session.context_left - 8))
+    assert (got.text, step(session, got.id).text) == ("a", "<")
+    assert [body["stop"] for body in fake.completions] == [[], ["</call>"], []]
+
+
 def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
     fake = FakeServer(own=True)
     fake.say = [[*own_events("a"), {"hold": True}], own_events("b", end=EOS)]
@@ -396,6 +488,33 @@ def test_an_ask_that_was_cancelled_takes_nothing_twice(connect):
     assert session.decode(Decode((one.id,))).cancel()
     assert step(session).text == "b"
     assert "".join(map(chr, fake.completions[1]["prompt"])).endswith("\na")
+
+
+def test_text_stays_if_its_ask_is_cancelled_or_fails_while_it_is_tokenized(connect, monkeypatch):
+    fake = FakeServer(own=True)
+    fake.say = [own_events("a", end=EOS)]
+    session = begin(connect(fake))
+    entered, gate = threading.Event(), asyncio.Event()
+
+    async def slow(request):
+        if b"one" not in request.content:
+            return fake(request)
+        entered.set()
+        await gate.wait()
+        return fake(request)
+
+    session._writer._line.http._client._transport = httpx.MockTransport(slow)
+    asked = session.decode(Decode(("one",)))
+    assert entered.wait(TIMEOUT_S)
+    asked.cancel()
+    failing = session.decode(Decode((" two",)))
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "_tokenize", lambda body: httpx.Response(500))
+        session._loop.call(gate.set)
+        with pytest.raises(errors.LocalModelError, match="500"):
+            failing.result(TIMEOUT_S)
+    assert step(session, "!").text == "a"
+    assert "".join(map(chr, fake.completions[0]["prompt"])).endswith("one two!")
 
 
 def test_adapters_go_by_name(connect):
@@ -426,8 +545,7 @@ def test_a_stream_that_nobody_reads_is_closed_and_taken_up_again(connect):
     fake.say = [own_events(text), own_events(text[65:], end=EOS)]
     session = begin(connect(fake))
     first = step(session)
-    while not fake.streams_closed:
-        threading.Event().wait(0.01)
+    until(lambda: fake.streams_closed)
     got, append = [first], (first.id,)
     for _ in range(120):
         got.append(step(session, *append))
@@ -464,8 +582,7 @@ def test_llama_cpp_server_is_stopped_from_here(connect):
     session = begin(connect(fake))
     got = steps(session, 5)
     assert "".join(one.text for one in got) == "<call>3</call> and"
-    while not fake.streams_closed:
-        threading.Event().wait(0.01)
+    until(lambda: fake.streams_closed)
     assert step(session, got[-1].id).text == "x"
     assert fake.completions[1]["prompt"].endswith("<call>3</call> and")
 
@@ -585,6 +702,14 @@ def test_cached_tokens_are_those_of_the_first_request(connect):
     assert session.cached_tokens in {0, 32}
 
 
+def test_what_the_server_says_at_the_end_of_an_answer_is_known_when_the_answer_ends(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[*own_events("a"), LATE, *own_events("", end={**EOS, "timings": {"cache_n": 7}})]]
+    session = begin(connect(fake))
+    assert step(session, step(session).id).eog
+    assert session.cached_tokens == 7
+
+
 def test_a_count_is_asked_for_once(connect):
     fake = FakeServer()
     model = connect(fake)
@@ -640,6 +765,44 @@ def test_a_stream_that_goes_wrong_fails_one_answer_only(connect, events):
     assert step(other).text == "b"
 
 
+def test_nobody_waits_for_a_loop_that_ends():
+    loop, ending, told = Loop(), threading.Event(), threading.Event()
+
+    async def last():
+        ending.set()
+        await asyncio.sleep(0.05)
+
+    def ask():
+        with pytest.raises(errors.LocalModelError, match="closed"):
+            loop.result(lambda: asyncio.sleep(TIMEOUT_S))
+        told.set()
+
+    threading.Thread(target=loop.stop, args=(last,), daemon=True).start()
+    assert ending.wait(TIMEOUT_S)
+    threading.Thread(target=ask, daemon=True).start()
+    assert told.wait(1)
+
+
+def test_what_a_task_starts_while_the_loop_ends_is_ended_too():
+    loop, told = Loop(), threading.Event()
+
+    async def second():
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            told.set()
+
+    async def first():
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            loop.start(second())
+
+    loop.call(lambda: loop.start(first()))
+    loop.stop(partial(asyncio.sleep, 0))
+    assert told.wait(1)
+
+
 def test_no_thread_outlives_its_model(connect):
     fake = FakeServer(own=True)
     model = CompletionServerModel(URL, transport=httpx.MockTransport(fake))
@@ -654,6 +817,14 @@ def test_no_thread_outlives_its_model(connect):
     gc.collect()
     thread.join(TIMEOUT_S)
     assert not thread.is_alive()
+
+
+def test_a_step_that_is_waited_for_keeps_its_session_open(connect):
+    fake = FakeServer(own=True)
+    fake.say = [[LATE, *own_events("a", end=EOS)]]
+    waiting = begin(connect(fake)).decode(Decode())
+    gc.collect()
+    assert waiting.result(TIMEOUT_S).text == "a"
 
 
 def test_a_conversation_s_requests_carry_one_name(connect):
