@@ -208,10 +208,13 @@ class Engine:
         """Take in what was sent; `wait`: there is nothing to decode until something is."""
         if wait:
             self._handle(self._inbox.get())
-        while not self._inbox.empty() and not self._stopping:
-            self._handle(self._inbox.get_nowait())
+        self._take_all()
         if self._asking and self._answered:
             self._await_stragglers()
+
+    def _take_all(self) -> None:
+        while not self._inbox.empty() and not self._stopping:
+            self._handle(self._inbox.get_nowait())
 
     def _await_stragglers(self) -> None:
         deadline = time.monotonic() + STRAGGLERS_S
@@ -220,7 +223,7 @@ class Engine:
                 self._handle(self._inbox.get(timeout=max(0, deadline - time.monotonic())))
             except Empty:
                 self._answered.clear()
-        self._receive(wait=False)
+            self._take_all()
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -533,6 +536,7 @@ class Engine:
     def _fail_step(self, lease: Lease, error: RelayError) -> None:
         """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
         self._serve(lease)
+        lease.ahead.hold()  # from now on nobody can begin to wait for a guess
         if lease.future is None and lease.ahead.awaited is None:
             lease.feeding = False  # else it would be tried again at once, for ever
             lease.drop_guesses()

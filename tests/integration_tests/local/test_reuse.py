@@ -221,10 +221,10 @@ def test_the_next_process_finds_the_system_prompt_on_disk(local, tmp_path):
 def test_the_lesson_is_kept_on_disk_with_the_system_prompt(tmp_path):
     reads = []
     for question in ("Where is the market?", "Is there a cathedral?"):
-        settings = {"n_threads": 2, "n_ctx": 1024, "max_concurrency": 1, "share": False}
-        with LlamaCppModel(state_dir=tmp_path, **settings) as model:
+        with LlamaCppModel(n_threads=2, n_ctx=1024, state_dir=tmp_path, share=False) as model:
             relay = RelayChatModel(model=model, delegate=ScriptedDelegate(""), max_tokens=1)
             usage = relay.invoke(question).usage_metadata
+        assert usage is not None
         reads.append((usage["input_tokens"], usage["input_token_details"]["cache_read"]))
     (_, cold), (prompt_tokens, warm) = reads
     assert cold == 0
