@@ -174,7 +174,7 @@ from langchain_relay.policies import Always, Never, SwitchCues
 
 cues = SwitchCues(cues=("because", "when", "which"))
 model = RelayChatModel(model=local, delegate=stand_in, policy=cues, **settings)
-relay_report(model.invoke("Why is the sky blue?"))
+relay_report(model.invoke("Why is the sea salty?"))
 
 # %% [markdown]
 # `Never` and `Always` are the two ends: all local, all hosted. Compare them with your policy.
@@ -182,14 +182,14 @@ relay_report(model.invoke("Why is the sky blue?"))
 # %%
 for policy in (Never(), Always()):
     ends = RelayChatModel(model=local, delegate=stand_in, policy=policy, **settings)
-    share = relay_report(ends.invoke("Why is the sky blue?")).delegated_share
+    share = relay_report(ends.invoke("Why is the sea salty?")).delegated_share
     print(f"{type(policy).__name__}: {share:.0%} delegated")
 
 # %% [markdown]
 # For a single call there is a switch: `delegation="never"` or `"always"`.
 
 # %%
-print(model.invoke("Why is the sky blue?", delegation="never").text)
+print(model.invoke("Why is the sea salty?", delegation="never").text)
 
 # %% [markdown]
 # ## 6. Tests of your own app
