@@ -39,6 +39,7 @@ Path = Callable[[Messages], Timed]
 """One way to write an answer."""
 
 NOTES = {
+    RELAY: "its keys are bf16, so that scores do not depend on the batch; near ties may tip",
     f"{RELAY}, max_concurrency=4": "one chat on an engine with room for four",
     "Llama.generate": "flash_attn=True",
     "Llama.create_chat_completion": "flash_attn=True",
@@ -48,11 +49,10 @@ NOTES = {
 
 
 def measure(plan: Plan, told: Told) -> Iterator[Row]:
-    """All paths at the first length, relay and raw at the others."""
-    first, *others = plan.decode_tokens
-    yield from compare(plan, told, first, others=True)
-    for tokens in others:
+    """Relay against raw at every length, then all others at the first one."""
+    for tokens in plan.decode_tokens:
         yield from compare(plan, told, tokens)
+    yield from compare(plan, told, plan.decode_tokens[0], others=True)
 
 
 def compare(
@@ -71,10 +71,10 @@ def compare(
         def start(make: Make, *arguments: Any) -> Path:
             return stack.enter_context(Worker(make, plan, tokens, *arguments))
 
-        paths = {
-            RAW: start(raw_path, n_gpu_layers),
-            RELAY: start(relay_path, {"max_concurrency": 1, "n_gpu_layers": n_gpu_layers}),
-        }
+        paths = {RAW: start(raw_path, n_gpu_layers)}
+        if not others:
+            settings = {"max_concurrency": 1, "n_gpu_layers": n_gpu_layers}
+            paths[RELAY] = start(relay_path, settings)
         for name, make, *arguments in OTHERS if others else ():
             try:
                 paths[name] = start(make, *arguments)
@@ -97,11 +97,13 @@ def _rows(plan: Plan, told: Told, tokens: int, paths: Mapping[str, Path], topic:
 
     for path in paths.values():
         path(LONG)  # loads, and warms up
-    rates = interleaved({name: side(name) for name in paths}, plan.rounds, told)
+    judged = RELAY in paths
+    repeats = plan.decode_repeats if judged else 1
+    rates = interleaved({name: side(name) for name in paths}, plan.rounds, told, repeats=repeats)
     return [
         Row(
             topic,
-            f"{name}, {tokens} tokens",
+            f"{name}, {tokens} tokens{'' if judged or name != RAW else ', among the others'}",
             "tokens/s",
             rate,
             against="" if name == RAW else RAW,

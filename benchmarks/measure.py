@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 Verdict = Literal["met", "not met", "failure", "not run", ""]
@@ -112,15 +112,28 @@ Told = Callable[[str], None]
 
 
 def interleaved(
-    sides: Mapping[str, Side], rounds: int, told: Told = lambda _: None
+    sides: Mapping[str, Side], rounds: int, told: Told = lambda _: None, *, repeats: int = 1
 ) -> dict[str, tuple[float, ...]]:
-    """Every side once per round; each round begins with another one."""
+    """Every side once per round; each round begins with another one.
+
+    Args:
+        sides: What takes turns.
+        rounds: How many values each side gets.
+        told: Hears of every turn.
+        repeats: Turns of a side in one round, there and back, so that a drift within the round
+            meets all sides alike; their mean is the side's value.
+    """
     names = list(sides)
     values: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        for name in rotated(names, number):
-            told(f"round {number + 1} of {rounds}: {name}")
-            values[name].append(sides[name]())
+        order = rotated(names, number)
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for repeat in range(repeats):
+            for name in order if repeat % 2 == 0 else reversed(order):
+                told(f"round {number + 1} of {rounds}: {name}")
+                taken[name].append(sides[name]())
+        for name in names:
+            values[name].append(fmean(taken[name]))
     return {name: tuple(found) for name, found in values.items()}
 
 

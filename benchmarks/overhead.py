@@ -70,8 +70,8 @@ class Instant:
         del chosen
         return self
 
-    def pick(self, logits: Any, position: int, written: Sequence[int], attempt: int) -> int:
-        del logits, position, written, attempt
+    def pick(self, logits: Any, position: int, recent: Any, attempt: int) -> int:
+        del logits, position, recent, attempt
         return 1
 
     def decode(self, rows: Sequence[Any], *, hidden: bool) -> int:

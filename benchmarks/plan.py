@@ -15,6 +15,7 @@ class Plan:
         threads: Decode threads of whichever side is at work.
         rounds: Interleaved rounds.
         decode_tokens: Lengths of the decode comparison.
+        decode_repeats: Turns of each side within one of its rounds.
         prompt_tokens: Roughly, for the time to the first token.
         contexts: Context sizes of the resume comparison, in tokens.
         spans: Span lengths of it.
@@ -30,6 +31,7 @@ class Plan:
     threads: int = 2
     rounds: int = 7
     decode_tokens: tuple[int, ...] = (200, 1500)
+    decode_repeats: int = 2
     prompt_tokens: int = 500
     contexts: tuple[int, ...] = (500, 1000, 2000, 4000)
     spans: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -44,6 +46,7 @@ class Plan:
 QUICK: dict[str, Any] = {
     "rounds": 1,
     "decode_tokens": (24,),
+    "decode_repeats": 1,
     "prompt_tokens": 100,
     "contexts": (150,),
     "spans": (1, 8),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import weakref
 from concurrent.futures import Future
 from functools import partial
@@ -14,6 +13,7 @@ from langchain_relay.errors import LocalModelError, UsageMistake
 from langchain_relay.local import models, sharing
 from langchain_relay.local.context_types import LlamaSettings
 from langchain_relay.local.engine import RUN_AHEAD, Engine
+from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.inbox import Ask, Closed, Fed, Open, Resumed
 from langchain_relay.local.lease import Lease, Opening
 from langchain_relay.local.prefix_files import PrefixFiles
@@ -107,7 +107,7 @@ class LlamaCppModel:
             state_max_bytes=_at_least_one("state_max_bytes", state_max_bytes),
         )
         self._share = share
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._engine: Engine | None = None
         self._leave: weakref.finalize[[Engine, int], LlamaCppModel] | None = None
         self._closed = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import httpx
 
 from langchain_relay.errors import LocalModelError, UsageMistake
+from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.sampling import choose
 from langchain_relay.local.server.dialect import ServerSettings
 from langchain_relay.local.server.gguf_vocab import GgufVocabulary
@@ -129,7 +129,7 @@ class CompletionServerModel:
         self._affinity_header = affinity_header
         self._transport = transport
         self._salt = secrets.token_bytes(16)
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._service: Service | None = None
         self._closed = False
         self._counts: dict[str, int] = {}
@@ -234,9 +234,10 @@ class CompletionServerModel:
         """The header that names the conversation: what it begins with, salted and hashed."""
         if self._affinity_header is None:
             return {}
-        roles = [turn.role for turn in turns]
+        own = [turn for turn in turns if not turn.fixed]  # a lesson is part of every conversation
+        roles = [turn.role for turn in own]
         end = roles.index("assistant") if "assistant" in roles else len(roles)
-        begun = "\0".join(f"{turn.role}\0{turn.content}" for turn in turns[: max(end, 1)])
+        begun = "\0".join(f"{turn.role}\0{turn.content}" for turn in own[: max(end, 1)])
         name = hashlib.blake2b(begun.encode(errors="replace"), key=self._salt, digest_size=12)
         return {self._affinity_header: name.hexdigest()}
 

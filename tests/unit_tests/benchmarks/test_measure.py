@@ -82,3 +82,14 @@ def test_what_was_not_run_says_so_and_does_not_count_as_met():
     assert row.verdict == "not run"
     assert row.as_json()["median"] is None
     assert row.as_json()["note"] == "there is no GPU"
+
+
+def test_repeats_go_there_and_back_within_a_round_and_their_mean_counts():
+    turns: list[str] = []
+    clock = count()
+    sides = {name: lambda: float(next(clock)) for name in "ab"}
+
+    values = interleaved(sides, 2, turns.append, repeats=2)
+
+    assert [turn[-1] for turn in turns] == [*"abba", *"baab"]
+    assert values == {"a": (1.5, 5.5), "b": (1.5, 5.5)}

@@ -831,9 +831,10 @@ def test_a_conversation_s_requests_carry_one_name(connect):
     fake = FakeServer(own=True)
     fake.say = [own_events("a", end=EOS) for _ in range(3)]
     model = connect(fake, affinity_header="X-Conversation")
+    lesson = [Turn("user", "2*3?", fixed=True), Turn("assistant", "6", fixed=True)]
     later = [*HI, Turn("assistant", "Hello"), Turn("user", "And?")]
     for turns in (HI, later, [Turn("user", "Other")]):
-        step(begin(model, turns))
+        step(begin(model, [*lesson, *turns]))
     first, second, other = (
         r.headers["x-conversation"] for r in fake.requests if r.url.path == "/completion"
     )
