@@ -1,4 +1,4 @@
-"""Locks of a process that may fork: one that a thread of the parent held stays held in the child."""
+"""Locks of a process that may fork: what a thread of the parent held stays held in the child."""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ def llama_server(binary: Path, *more: str) -> Iterator[str]:
         *("--host", "127.0.0.1", "--port", str(port), "--no-webui"),
         *("--ctx-size", str(4 * N_CTX), "--parallel", "4"),
         *("--threads", "1", "--threads-batch", "1"),
+        *("--cache-type-k", "bf16"),  # as in process: near ties would tip otherwise
         *more,
     ]
     with _running(command, f"http://127.0.0.1:{port}", "/health") as url:
