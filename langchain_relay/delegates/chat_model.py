@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from typing import Any
@@ -21,9 +20,11 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates.chunks import ChunkReader, families
-from langchain_relay.delegates.continuation import continue_messages
+from langchain_relay.delegates.continuation import Repeated, continue_messages
 from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, with_own_connections
+from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
 from langchain_relay.errors import UsageMistake
@@ -38,14 +39,14 @@ _LIMIT_FIELDS = (
 )
 """Names under which chat models keep the limit of a reply; the first one a class has is set."""
 
+_REASONING_FIELDS = (
+    *("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level"),
+)
+"""Fields by which a user says how much a model is to reason."""
+
 _SENDS_ONCE = frozenset({"BaseChatOpenAI", "ChatOllama"})
 """Classes that send one request for one attempt: the first with its clients copied, as the tests
 count; langchain-ollama 1.1.0 has no retries at all."""
-
-_CLAUDE = re.compile(r"claude-(?:[a-z]+-)?(\d+)(?:[-.](\d{1,2})(?!\d))?(?:-|$|@)")
-_LAST_PREFILL_CLAUDE = (4, 5)
-"""Claude 4.6 and later answer a trailing assistant message with 400 (Anthropic's migration guide,
-read in November 2026); 4.5 and before continue it, unless they think."""
 
 CONTINUE_FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
 """vLLM and SGLang: go on with the last message instead of opening a new one."""
@@ -58,15 +59,19 @@ class ChatModelDelegate:
     ChatModelDelegate(ChatOpenAI(model="gpt-5-mini"))
     ```
 
-    The model is copied with its own retries off and keeps everything else: key, address, headers,
-    temperature, rate limiter. Stop strings are not sent: providers leave them out of the text, so
+    The model is copied with its own retries off, and with its reasoning turned off or to its least
+    where `delegates/reasoning.py` knows how and you have not set it yourself: hidden reasoning uses
+    up the few tokens of a span. It keeps everything else: key, address, headers, temperature, rate
+    limiter. Stop strings are not sent: providers leave them out of the text, so
     that nobody could see where the caller's cut belongs.
 
     Args:
         model: The chat model.
-        mode: How a draft is shown to it. `None`: `prefill` for Claude up to 4.5, else `instruct`.
-            `flag` sets `continue_final_message` (vLLM, SGLang) for `ChatOpenAI` and its
-            relatives, and `prefix` on the message for others (Mistral).
+        mode: How a draft is shown to it. `None`: what `delegates/hosts.py` says of the provider
+            and the model; `instruct` for who is not in there.
+        flag: How `flag` mode is written: `prefix` or `partial` on the message, or the request's
+            `continue_final_message` (vLLM, SGLang). `None`: what the table says, else the last
+            one for `ChatOpenAI` and its relatives, and `prefix` for others.
         name: What to call the model in events, spans and prices; by default its own name.
         worst_attempts: Requests one attempt may send at most. By default 1 where this package
             knows how to turn retries off, else 1 + the model's `max_retries`, else unknown.
@@ -80,6 +85,7 @@ class ChatModelDelegate:
         model: BaseChatModel,
         *,
         mode: Mode | None = None,
+        flag: Spelling | None = None,
         name: str | None = None,
         worst_attempts: int | None = None,
     ) -> None:
@@ -90,9 +96,12 @@ class ChatModelDelegate:
             )
         self._families = families(model)
         self._named = name
-        self._mode: Mode = mode or _default_mode(model, self._families)
+        rule = host_rule(self._families, _address(model), _model_name(model))
+        self._mode: Mode = mode or _default_mode(model, rule)
+        self._flag: Spelling = flag or _spelling(rule, self._families)
+        self._echoes = self._mode == "flag" and rule is not None and rule.echoes
         self._worst = worst_attempts or _worst_attempts(model, self._families)
-        self._chat = _without_retries(model, self._families)
+        self._chat = _with_least_reasoning(_without_retries(model, self._families), self._families)
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
 
     @property
@@ -137,7 +146,7 @@ class ChatModelDelegate:
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader = ChunkReader(self._chat)
+        reader = self._reader(attempt)
         with translated(self.model, lambda: reader.received):
             with closing(self._generations(attempt)) as generations:
                 for generation in generations:
@@ -147,7 +156,7 @@ class ChatModelDelegate:
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader = ChunkReader(self._chat)
+        reader = self._reader(attempt)
         with translated(self.model, lambda: reader.received):
             async with aclosing(self._agenerations(attempt)) as generations:
                 async for generation in generations:
@@ -157,12 +166,15 @@ class ChatModelDelegate:
 
     # --- one request ----------------------------------------------------------------------------
 
+    def _reader(self, attempt: Attempt) -> ChunkReader:
+        return ChunkReader(self._chat, Repeated(attempt.draft) if self._echoes else None)
+
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
         messages = continue_messages(
             attempt.messages, attempt.draft, self._mode, attempt.max_tokens
         )
         if self._flags(attempt) and _OPENAI not in self._families:
-            flagged = {**messages[-1].additional_kwargs, "prefix": True}
+            flagged = {**messages[-1].additional_kwargs, self._flag: True}
             messages[-1] = messages[-1].model_copy(update={"additional_kwargs": flagged})
         return messages
 
@@ -181,11 +193,11 @@ class ChatModelDelegate:
             kwargs["max_tokens"] = attempt.max_tokens
             if attempt.timeout_s is not None:
                 kwargs["timeout"] = attempt.timeout_s
-            if self._flags(attempt):
-                kwargs["extra_body"] = {
-                    **(_field(chat, "extra_body") or {}),
-                    **CONTINUE_FLAGS,
-                }
+            if not self._flags(attempt):
+                return chat, kwargs
+            if self._flag != "continue_final_message":
+                return _flagging(chat, self._flag), kwargs
+            kwargs["extra_body"] = {**(_field(chat, "extra_body") or {}), **CONTINUE_FLAGS}
             return chat, kwargs
         for name in _LIMIT_FIELDS:
             if name in type(chat).model_fields:
@@ -255,17 +267,46 @@ def _model_name(chat: BaseChatModel) -> str:
     return type(chat).__name__
 
 
-def _default_mode(model: BaseChatModel, known: frozenset[str]) -> Mode:
-    if "ChatAnthropic" in known and _claude_continues(_model_name(model)):
-        thinking = _field(model, "thinking") or {}
-        return "instruct" if thinking.get("type") not in {None, "disabled"} else "prefill"
-    return "instruct"
+def _address(chat: BaseChatModel) -> str:
+    return (_base_url(chat) or "").partition("://")[2]
 
 
-def _claude_continues(name: str) -> bool:
-    match = _CLAUDE.search(name)
-    version = (int(match[1]), int(match[2] or 0)) if match else None
-    return version is not None and version <= _LAST_PREFILL_CLAUDE
+def _default_mode(model: BaseChatModel, rule: HostRule | None) -> Mode:
+    if rule is None or rule.mode == "completion":
+        return "instruct"
+    thinking = _field(model, "thinking") or {}
+    if isinstance(thinking, Mapping) and thinking.get("type") not in {None, "disabled"}:
+        return "instruct"  # Claude refuses a prefilled answer while it thinks
+    return rule.mode
+
+
+def _spelling(rule: HostRule | None, known: frozenset[str]) -> Spelling:
+    default: Spelling = "continue_final_message" if _OPENAI in known else "prefix"
+    return default if rule is None else rule.flag or default
+
+
+def _flagging(chat: BaseChatModel, key: str) -> BaseChatModel:
+    """The model with clients that mark the last message; it drops keys it does not know."""
+    clients = {name: _field(chat, name) for name in ("client", "async_client")}
+    return chat.model_copy(
+        update={name: _Flagging(client, key) for name, client in clients.items() if client}
+    )
+
+
+class _Flagging:
+    """`chat.completions` of an openai client, either flavour, with a key on the last message."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._client = client
+        self._key = key
+
+    def create(self, **payload: Any) -> Any:
+        *before, last = payload["messages"]
+        payload["messages"] = [*before, {**last, self._key: True}]
+        return self._client.create(**payload)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 def _worst_attempts(model: BaseChatModel, known: frozenset[str]) -> int | None:
@@ -293,6 +334,17 @@ def _without_retries(model: BaseChatModel, known: frozenset[str]) -> BaseChatMod
         # model_copy takes built clients along, with the retries they were built with.
         copy.__dict__.pop(name, None)
     return copy
+
+
+def _with_least_reasoning(model: BaseChatModel, known: frozenset[str]) -> BaseChatModel:
+    rule = least_reasoning(known, _address(model), _model_name(model))
+    if rule is None or any(_field(model, name) is not None for name in _REASONING_FIELDS):
+        return model
+    fields = type(model).model_fields
+    update = {name: value for name, value in rule.settings.items() if name in fields}
+    if rule.body and "extra_body" in fields:
+        update["extra_body"] = {**rule.body, **(_field(model, "extra_body") or {})}
+    return model.model_copy(update=update) if update else model
 
 
 def _openai_clients(model: BaseChatModel) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
+from langchain_relay.delegates.continuation import Repeated
 from langchain_relay.engine.values import Delta, Usage
 from langchain_relay.errors import DelegateTruncated
 
@@ -96,9 +97,11 @@ class ChunkReader:
 
     Args:
         model: The chat model; its class decides whether an end without a reason is a cut stream.
+        repeated: Drops the draft where replies begin with it.
     """
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: object, repeated: Repeated | None = None) -> None:
+        self._repeated = repeated
         known = families(model)
         table = [keys for name, keys in FINISH_KEYS.items() if name in known]
         self._keys = table[0] if table else _ANY_FINISH_KEY
@@ -117,8 +120,11 @@ class ChunkReader:
             finish = "stop"  # a whole reply cannot be a cut stream
         self.finish = finish or self.finish
         self.received = True
+        text = str(message.text)
+        if self._repeated is not None:
+            text = self._repeated.push(text) + (self._repeated.flush() if self.finish else "")
         return Delta(
-            text=str(message.text),
+            text=text,
             usage=self._counted(message),
             finish=finish,
             model=metadata.get("model_name") or metadata.get("model") or None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from langchain_relay.engine.values import Mode
 
-__all__ = ["LITERAL_MODES", "Seam", "completion_prompt", "continue_messages"]
+__all__ = ["LITERAL_MODES", "Repeated", "Seam", "completion_prompt", "continue_messages"]
 
 LITERAL_MODES: frozenset[str] = frozenset({"prefill", "flag", "completion"})
 """Modes in which a span is taken as it comes."""
@@ -205,6 +205,36 @@ class Seam:
         for stage in self._stages:
             text = stage.push(text) + stage.flush()
         return text
+
+
+class Repeated:
+    """Drops the draft from a reply that begins with it, as some hosts' replies do by contract.
+
+    A reply that begins otherwise is left alone. Any chunking gives the same text.
+
+    Args:
+        draft: The draft as it was sent.
+    """
+
+    def __init__(self, draft: str) -> None:
+        self._expected = draft.rstrip()
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take a piece of the reply; returns what of it is new."""
+        if not self._expected:
+            return text
+        self._held += text
+        if len(self._held) < len(self._expected) and self._expected.startswith(self._held):
+            return ""
+        held, expected = self._held, self._expected
+        self._held = self._expected = ""
+        return held.removeprefix(expected)
+
+    def flush(self) -> str:
+        """The reply has ended; returns what was withheld."""
+        held, self._held, self._expected = self._held, "", ""
+        return held
 
 
 class _Stage(Protocol):

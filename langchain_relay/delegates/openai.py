@@ -20,11 +20,14 @@ from langchain_relay.delegates.chat_model import (
 from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
+    Repeated,
     completion_prompt,
     continue_messages,
 )
 from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
+from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
 from langchain_relay.errors import DelegateTruncated, UnknownDelegate, UsageMistake
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 __all__ = ["OpenAIDelegate"]
+
+Api = Literal["chat", "completions"]
 
 _OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
 """Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
@@ -56,13 +61,18 @@ class OpenAIDelegate:
         client: Either flavour.
         model: The model's name at the host.
         async_client: The async flavour, if `client` is the sync one.
-        api: `chat` for `/chat/completions`, `completions` for `/completions`.
-        mode: How a draft is shown. `None`: `instruct`; `completion` for the completions API.
+        api: `chat` for `/chat/completions`, `completions` for `/completions`. `None`: `chat`, but
+            for OpenAI's completion models.
+        mode: How a draft is shown. `None`: what `delegates/hosts.py` says of address and model,
+            `instruct` for who is not in there; `completion` for the completions API.
+        flag: How `flag` mode is written: `prefix` or `partial` on the message, or the request's
+            `continue_final_message` (vLLM, SGLang). `None`: what the table says, else the last.
         limit_name: Parameter that carries the limit; by default `max_completion_tokens` at OpenAI
             and Azure, `max_tokens` elsewhere and for the completions API.
         prompt: For the completions API: a function of (messages, draft), or the model's Jinja
             chat template. `None`: a plain transcript.
-        extra_body: Further fields of the request.
+        extra_body: Further fields of the request. Reasoning is turned off or to its least where
+            `delegates/reasoning.py` knows how, unless these fields say otherwise.
         name: What to call the model in events, spans and prices; by default `model`.
 
     Raises:
@@ -76,8 +86,9 @@ class OpenAIDelegate:
         *,
         model: str,
         async_client: AsyncOpenAI | None = None,
-        api: Literal["chat", "completions"] = "chat",
+        api: Api | None = None,
         mode: Mode | None = None,
+        flag: Spelling | None = None,
         limit_name: Literal["max_tokens", "max_completion_tokens"] | None = None,
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
@@ -86,16 +97,17 @@ class OpenAIDelegate:
         self._clients = _Clients(client, async_client)
         self._model = model
         self._named = name
-        self._api = api
-        self._mode: Mode = mode or ("completion" if api == "completions" else "instruct")
-        if (self._mode == "completion") != (api == "completions"):
-            raise UsageMistake(
-                f"mode={self._mode!r} does not go with api={api!r}: the completions API takes a "
-                f"raw prompt (mode='completion'), the chat API takes messages (any other mode)"
-            )
-        self._limit_name = limit_name or _limit_name(self._clients.base_url, api)
+        address = self._clients.base_url.partition("://")[2]
+        rule = host_rule((), address, model)
+        self._api, self._mode = _api_and_mode(api, mode, rule)
+        self._flag: Spelling = flag or (rule and rule.flag) or "continue_final_message"
+        self._echoes = self._mode == "flag" and rule is not None and rule.echoes
+        self._limit_name = limit_name or _limit_name(self._clients.base_url, self._api)
         self._prompt = prompt
-        self._extra_body = dict(extra_body or {})
+        least = least_reasoning((), address, model) if self._api == "chat" else None
+        self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
+        settings = dict(least.settings) if least else {}
+        self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
 
     @property
     def model(self) -> str:
@@ -123,6 +135,7 @@ class OpenAIDelegate:
             "limit_name": self._limit_name,
             "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
             "extra_body": self._extra_body,
+            "settings": self._settings,
         }
 
     def input_bound(self, attempt: Attempt) -> int:
@@ -137,7 +150,7 @@ class OpenAIDelegate:
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader = _Reader()
+        reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.sync).create
             with create(**self._request(attempt)) as chunks:
@@ -147,7 +160,7 @@ class OpenAIDelegate:
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader = _Reader()
+        reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.asynchronous).create
             async with await create(**self._request(attempt)) as chunks:
@@ -173,12 +186,16 @@ class OpenAIDelegate:
             self._limit_name: attempt.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self._settings,
         }
         if self._api == "completions":
             request["prompt"] = self._raw_prompt(attempt)
         else:
             request["messages"] = convert_to_openai_messages(self._messages(attempt))
-        flags = CONTINUE_FLAGS if self._mode == "flag" and attempt.draft.strip() else {}
+        flagged = self._mode == "flag" and bool(attempt.draft.strip())
+        if flagged and self._flag != "continue_final_message":
+            request["messages"][-1][self._flag] = True
+        flags = CONTINUE_FLAGS if flagged and self._flag == "continue_final_message" else {}
         if body := {**self._extra_body, **flags}:
             request["extra_body"] = body
         if attempt.timeout_s is not None:
@@ -189,7 +206,8 @@ class OpenAIDelegate:
 class _Reader:
     """Reads one attempt's chunks, of either API."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeated: Repeated | None = None) -> None:
+        self._repeated = repeated
         self.received = False
         self._finished = False
 
@@ -199,8 +217,11 @@ class _Reader:
         finish = normal_finish(getattr(choice, "finish_reason", None))
         self._finished = self._finished or finish is not None
         usage = getattr(chunk, "usage", None)
+        text = _text(choice)
+        if self._repeated is not None:
+            text = self._repeated.push(text) + (self._repeated.flush() if self._finished else "")
         return Delta(
-            text=_text(choice),
+            text=text,
             usage=_usage(usage) if usage else None,
             finish=finish,
             model=chunk.model or None,
@@ -230,6 +251,22 @@ def _usage(usage: Any) -> Usage:
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
     )
+
+
+def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:
+    """What the user says, completed by what is known of the host."""
+    known: Mode = "instruct" if rule is None else rule.mode
+    if api is None:
+        api = "completions" if (mode or known) == "completion" else "chat"
+    if mode is None:
+        chat: Mode = "instruct" if known == "completion" else known
+        mode = "completion" if api == "completions" else chat
+    if (mode == "completion") != (api == "completions"):
+        raise UsageMistake(
+            f"mode={mode!r} does not go with api={api!r}: the completions API takes a raw prompt "
+            f"(mode='completion'), the chat API takes messages (any other mode)"
+        )
+    return api, mode
 
 
 def _limit_name(base_url: str, api: str) -> str:

@@ -1,0 +1,243 @@
+"""What is known of hosts: how each lets a draft be continued, and where that was read.
+
+A table, newest knowledge first within a provider; the first row that fits decides. Whoever is in
+no row is asked in words (`instruct`). The user's own `mode=` wins over all of it, and a probe says
+what a host really does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from langchain_relay.engine.values import Mode
+
+__all__ = ["HOSTS", "SERVERS", "HostRule", "Spelling", "ends_in", "host_rule"]
+
+Spelling = Literal["prefix", "partial", "continue_final_message"]
+"""How `flag` mode is written: a key of the last message, or vLLM's field of the request."""
+
+_READ = date(2026, 11, 21)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """One row.
+
+    Attributes:
+        name: Provider, and model family where it matters.
+        mode: The best mode there.
+        source: The page that says so.
+        read: When it was read.
+        classes: Names of LangChain classes, or of their bases.
+        addresses: Ends of host names; a path may follow.
+        models: Names of models; empty: all.
+        flag: How `flag` mode is written there.
+        echoes: The reply begins with the draft again.
+    """
+
+    name: str
+    mode: Mode
+    source: str
+    read: date = _READ
+    classes: frozenset[str] = frozenset()
+    addresses: tuple[str, ...] = ()
+    models: str = ""
+    flag: Spelling | None = None
+    echoes: bool = False
+
+    def fits(self, classes: Iterable[str], address: str, model: str) -> bool:
+        """Whether the row is about this model.
+
+        Args:
+            classes: The names of its class and bases.
+            address: Host and path of its base URL, without the scheme.
+            model: Its name.
+        """
+        named = not self.classes.isdisjoint(classes)
+        return (named or ends_in(address, self.addresses)) and bool(
+            re.search(self.models, model, re.IGNORECASE)
+        )
+
+
+_CLAUDE_TO_4_5 = (
+    r"claude-(instant|v?[123]\b)|claude-([a-z]+-)?[123]([-.]|$|@)"
+    r"|claude-([a-z]+-)?4([-.][0-5](?!\d)|-\d{6,}|@|$|-(?![0-9]))"
+)
+_GEMINI_TO_3_5 = r"gemini-(1|2|3(?![.-]?[5-9]))|gemini-3\.5-flash(?!-lite)"
+_REASONS = r"gpt-oss|deepseek-r1|qwen-?3|qwq"
+
+HOSTS: tuple[HostRule, ...] = (
+    HostRule(
+        "Anthropic, Claude up to 4.5",
+        "prefill",
+        "docs.claude.com/en/docs/prefill-claudes-response",
+        classes=frozenset({"ChatAnthropic"}),
+        models=_CLAUDE_TO_4_5,
+    ),
+    HostRule(
+        "Anthropic, Claude from 4.6 on",
+        "instruct",
+        "platform.claude.com/docs/en/about-claude/models/migration-guide",
+        classes=frozenset({"ChatAnthropic"}),
+        addresses=("api.anthropic.com",),
+    ),
+    HostRule(
+        "DeepSeek, beta address",
+        "flag",
+        "api-docs.deepseek.com/guides/chat_prefix_completion",
+        addresses=("api.deepseek.com/beta",),
+        flag="prefix",
+    ),
+    HostRule(
+        "DeepSeek",
+        "instruct",
+        "api-docs.deepseek.com/guides/chat_prefix_completion",
+        classes=frozenset({"ChatDeepSeek"}),
+        addresses=("api.deepseek.com",),
+    ),
+    HostRule(
+        "Mistral",
+        "flag",
+        "docs.mistral.ai/guides/prefix",
+        classes=frozenset({"ChatMistralAI"}),
+        addresses=("api.mistral.ai",),
+        flag="prefix",
+        echoes=True,
+    ),
+    HostRule(
+        "Kimi",
+        "flag",
+        "platform.kimi.ai/docs/guide/use-partial-mode-feature-of-kimi-api",
+        classes=frozenset({"MoonshotChat"}),
+        addresses=("api.moonshot.ai", "api.moonshot.cn"),
+        flag="partial",
+    ),
+    HostRule(
+        "Alibaba Model Studio, Qwen",
+        "flag",
+        "alibabacloud.com/help/en/model-studio/user-guide/partial-mode",
+        addresses=("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"),
+        models=r"qwen",
+        flag="partial",
+    ),
+    HostRule(
+        "Groq, models that do not reason",
+        "prefill",
+        "console.groq.com/docs/prefilling",
+        classes=frozenset({"ChatGroq"}),
+        addresses=("api.groq.com",),
+        models=rf"^(?!.*({_REASONS}))",
+    ),
+    HostRule(
+        "Groq, models that reason",
+        "instruct",
+        "console.groq.com/docs/prefilling",
+        classes=frozenset({"ChatGroq"}),
+        addresses=("api.groq.com",),
+    ),
+    HostRule(
+        "OpenRouter: it depends on the upstream, which changes",
+        "instruct",
+        "openrouter.ai/docs/api_reference/overview",
+        classes=frozenset({"ChatOpenRouter"}),
+        addresses=("openrouter.ai",),
+    ),
+    HostRule(
+        "Fireworks: documented for its completions API only",
+        "instruct",
+        "docs.fireworks.ai/guides/completions-api",
+        classes=frozenset({"ChatFireworks"}),
+        addresses=("api.fireworks.ai",),
+    ),
+    HostRule(
+        "Together: not documented",
+        "instruct",
+        "docs.together.ai/reference/chat-completions",
+        classes=frozenset({"ChatTogether"}),
+        addresses=("api.together.xyz", "api.together.ai"),
+    ),
+    HostRule(
+        "Gemini up to 3.5 Flash",
+        "prefill",
+        "ai.google.dev/gemini-api/docs/latest-model",
+        classes=frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"}),
+        models=_GEMINI_TO_3_5,
+    ),
+    HostRule(
+        "Gemini from 3.5 Flash Lite and 3.6 on",
+        "instruct",
+        "ai.google.dev/gemini-api/docs/latest-model",
+        classes=frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"}),
+    ),
+    HostRule(
+        "Ollama",
+        "prefill",
+        "github.com/ollama/ollama/issues/6778",
+        classes=frozenset({"ChatOllama"}),
+    ),
+    HostRule(
+        "LiteLLM before DeepSeek, Mistral or Claude up to 4.5",
+        "flag",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=rf"^(deepseek|mistral)/|{_CLAUDE_TO_4_5}",
+        flag="prefix",
+    ),
+    HostRule(
+        "OpenAI, legacy completions",
+        "completion",
+        "developers.openai.com/api/docs/api-reference/completions",
+        addresses=("api.openai.com",),
+        models=r"^(gpt-3\.5-turbo-instruct|davinci-002|babbage-002)",
+    ),
+    HostRule(
+        "OpenAI, chat and Responses",
+        "instruct",
+        "developers.openai.com/api/docs/api-reference/chat",
+        addresses=("api.openai.com", "openai.azure.com"),
+    ),
+)
+"""The table; vLLM, SGLang and llama-server have no address of their own: see `SERVERS`."""
+
+SERVERS: dict[str, HostRule] = {
+    "vllm": HostRule(
+        "vLLM",
+        "flag",
+        "docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
+        flag="continue_final_message",
+    ),
+    "sglang": HostRule(
+        "SGLang",
+        "flag",
+        "github.com/sgl-project/sglang/pull/4226",
+        flag="continue_final_message",
+    ),
+    "llama-server": HostRule(
+        "llama.cpp's llama-server",
+        "prefill",
+        "github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+    ),
+}
+"""Servers that anybody runs anywhere: named by `server=`, not found out."""
+
+
+def host_rule(classes: Iterable[str], address: str, model: str) -> HostRule | None:
+    """The first row that fits; `None`: nothing is known."""
+    known = frozenset(classes)
+    return next((rule for rule in HOSTS if rule.fits(known, address, model)), None)
+
+
+def ends_in(address: str, ends: tuple[str, ...]) -> bool:
+    """Whether the host of `address` ends in one of `ends`, and its path begins as theirs does."""
+    host, _, path = address.partition("/")
+    host = host.rpartition("@")[2].partition(":")[0]
+    for end in ends:
+        wanted_host, _, wanted_path = end.partition("/")
+        if f".{host}".endswith(f".{wanted_host}") and f"{path}/".startswith(wanted_path):
+            return True
+    return False

@@ -1,0 +1,166 @@
+"""What a host does with a begun answer, found out by asking it once; it costs one small request.
+
+The model is asked to write a given sentence, and its answer is begun with a variant of it that
+ends within a word. Who continues completes the word (`literal`); who repeats the begun answer
+writes the variant (`echo`); who starts the answer again writes the sentence as given (`restart`);
+who takes no begun answer answers 4xx (`reject`). The verdict is kept on disk and decides the mode
+of delegates made later; it is never asked for unasked.
+
+Source: the classes of "prefill" support in the providers' own pages, see `hosts.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from langchain_relay.errors import DelegateError
+
+if TYPE_CHECKING:
+    from langchain_relay.engine.values import Attempt, Delegate, Mode
+
+__all__ = ["Probed", "Verdict", "aprobe", "classified", "probe", "remembered"]
+
+Verdict = Literal["literal", "echo", "restart", "reject"]
+"""What a host does with a begun answer."""
+
+SENTENCE = "The small brown fox jumps over the sleepy dog beside the quiet river."
+BEGUN = "The small green fox ju"
+QUESTION = f"Write exactly this sentence and nothing else: {SENTENCE}"
+MAX_TOKENS = 24
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        verdict: What the host does.
+        mode: How the begun answer was shown to it.
+        model: The model that was asked.
+        base_url: Where; `None` if the delegate does not say.
+        reply: What it wrote, or its refusal.
+        day: When, in UTC.
+        package: The version of this package.
+    """
+
+    verdict: Verdict
+    mode: Mode
+    model: str
+    base_url: str | None
+    reply: str
+    day: str
+    package: str
+
+
+def classified(reply: str) -> Verdict:
+    """What a reply to the probe means.
+
+    Raises:
+        DelegateError: it is empty, which says nothing.
+    """
+    text = reply.strip().casefold()
+    if not text:
+        raise DelegateError("the probe got an empty reply, which says nothing; probe again")
+    variant, half_word = BEGUN.rsplit(" ", 1)
+    word = next(word for word in SENTENCE.split() if word.startswith(half_word))
+    if text.startswith(word.removeprefix(half_word)):
+        return "literal"
+    repeats = text.startswith((variant.casefold(), word))
+    return "echo" if repeats else "restart"
+
+
+def probe(delegate: Delegate) -> Probed:
+    """Ask the host once, in the delegate's own mode, and keep the verdict on disk.
+
+    Raises:
+        DelegateError: the host failed otherwise than by refusing, or wrote nothing.
+    """
+    try:
+        reply = "".join(delta.text for delta in delegate.stream(_attempt()))
+    except DelegateError as error:
+        return _kept(delegate, _refused(error), str(error))
+    return _kept(delegate, classified(reply), reply)
+
+
+async def aprobe(delegate: Delegate) -> Probed:
+    """Async twin of `probe`."""
+    try:
+        reply = "".join([delta.text async for delta in delegate.astream(_attempt())])
+    except DelegateError as error:
+        return _kept(delegate, _refused(error), str(error))
+    return _kept(delegate, classified(reply), reply)
+
+
+def _attempt() -> Attempt:
+    from langchain_core.messages import HumanMessage
+
+    from langchain_relay.engine.values import Attempt
+
+    return Attempt((HumanMessage(QUESTION),), BEGUN, MAX_TOKENS, timeout_s=TIMEOUT_S)
+
+
+def _refused(error: DelegateError) -> Verdict:
+    """A refusal of the request itself is a verdict; a failure on the way is not."""
+    status = getattr(error.__cause__, "status_code", None)
+    if status in {400, 422}:
+        return "reject"
+    raise error
+
+
+# --- kept on disk -------------------------------------------------------------------------------
+
+
+def remembered(fingerprint: Mapping[str, Any], folder: Path | None = None) -> Probed | None:
+    """The verdict on a delegate with this fingerprint; `None`: it was not probed."""
+    try:
+        facts = json.loads(_file(fingerprint, folder).read_text(encoding="utf-8"))
+        probed = Probed(**facts)
+        date.fromisoformat(probed.day)
+    except (OSError, ValueError, TypeError):
+        return None
+    return probed if probed.verdict in get_args(Verdict) else None
+
+
+def _kept(delegate: Delegate, verdict: Verdict, reply: str) -> Probed:
+    fingerprint = delegate.fingerprint
+    probed = Probed(
+        verdict=verdict,
+        mode=delegate.mode,
+        model=delegate.model,
+        base_url=fingerprint.get("base_url"),
+        reply=reply[:500],
+        day=datetime.now(UTC).date().isoformat(),
+        package=version("langchain-relay"),
+    )
+    path = _file(fingerprint, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, delete=False, encoding="utf-8", suffix=".part"
+    ) as part:
+        json.dump(asdict(probed), part, ensure_ascii=False, indent=1)
+    Path(part.name).replace(path)
+    return probed
+
+
+def _file(fingerprint: Mapping[str, Any], folder: Path | None) -> Path:
+    known = {name: fingerprint.get(name) for name in ("delegate", "model", "base_url", "mode")}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    return (folder or _folder()) / f"{digest[:24]}.json"
+
+
+def _folder() -> Path:
+    if given := os.environ.get("LANGCHAIN_RELAY_CACHE"):
+        return Path(given) / "probes"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("langchain-relay", appauthor=False)) / "probes"
