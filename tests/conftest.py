@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +30,8 @@ def pytest_configure() -> None:
         if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
             del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # What somebody's probes found out about hosts would decide modes here.
+    os.environ["LANGCHAIN_RELAY_CACHE"] = tempfile.mkdtemp(prefix="langchain-relay-tests-")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

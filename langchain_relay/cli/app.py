@@ -56,3 +56,29 @@ def demo(
     except RelayError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str, typer.Option(help="Local model: alias, path to a .gguf, or hf:org/repo/file.gguf.")
+    ] = "smollm2-135m",
+    delegate: Annotated[
+        str | None,
+        typer.Option(
+            help="Hosted model, such as openai:gpt-5-mini: it is sent one request of some 60 "
+            "tokens that says how it continues a begun answer. Without this nothing is sent."
+        ),
+    ] = None,
+) -> None:
+    """Look whether everything is there: compiler, llama.cpp, model, template, threads, speed.
+
+    With --delegate also how the hosted model continues a begun answer; the verdict is kept on disk
+    and decides how drafts are shown to it from then on.
+    """
+    from rich.console import Console
+
+    from langchain_relay.cli.doctor import examine, report
+
+    if not report(examine(model, delegate), Console()):
+        raise typer.Exit(1)

@@ -24,6 +24,7 @@ from langchain_relay.delegates.continuation import Repeated, continue_messages
 from langchain_relay.delegates.failures import translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, with_own_connections
+from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
@@ -52,7 +53,7 @@ CONTINUE_FLAGS = {"continue_final_message": True, "add_generation_prompt": False
 """vLLM and SGLang: go on with the last message instead of opening a new one."""
 
 
-class ChatModelDelegate:
+class ChatModelDelegate(Probing):
     """Hands spans to a LangChain chat model.
 
     ```python
@@ -103,6 +104,8 @@ class ChatModelDelegate:
         self._worst = worst_attempts or _worst_attempts(model, self._families)
         self._chat = _with_least_reasoning(_without_retries(model, self._families), self._families)
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
+        if mode is None:
+            self._take_verdict()
 
     @property
     def model(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Mode
 
-__all__ = ["HOSTS", "SERVERS", "HostRule", "Spelling", "ends_in", "host_rule"]
+__all__ = ["HOSTS", "HostRule", "Spelling", "ends_in", "host_rule"]
 
 Spelling = Literal["prefix", "partial", "continue_final_message"]
 """How `flag` mode is written: a key of the last message, or vLLM's field of the request."""
@@ -202,28 +202,12 @@ HOSTS: tuple[HostRule, ...] = (
         addresses=("api.openai.com", "openai.azure.com"),
     ),
 )
-"""The table; vLLM, SGLang and llama-server have no address of their own: see `SERVERS`."""
+"""The table.
 
-SERVERS: dict[str, HostRule] = {
-    "vllm": HostRule(
-        "vLLM",
-        "flag",
-        "docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
-        flag="continue_final_message",
-    ),
-    "sglang": HostRule(
-        "SGLang",
-        "flag",
-        "github.com/sgl-project/sglang/pull/4226",
-        flag="continue_final_message",
-    ),
-    "llama-server": HostRule(
-        "llama.cpp's llama-server",
-        "prefill",
-        "github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
-    ),
-}
-"""Servers that anybody runs anywhere: named by `server=`, not found out."""
+Servers that anybody runs anywhere have no address of their own: give `mode="flag"` for vLLM and
+SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226),
+`mode="prefill"` for llama.cpp's llama-server (its README), or probe. Read 2026-11-21.
+"""
 
 
 def host_rule(classes: Iterable[str], address: str, model: str) -> HostRule | None:

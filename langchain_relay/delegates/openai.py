@@ -27,6 +27,7 @@ from langchain_relay.delegates.continuation import (
 from langchain_relay.delegates.failures import translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
+from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
@@ -43,7 +44,7 @@ _OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
 """Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
 
 
-class OpenAIDelegate:
+class OpenAIDelegate(Probing):
     """Hands spans to whatever an `openai.OpenAI` or `openai.AsyncOpenAI` client talks to.
 
     ```python
@@ -108,6 +109,8 @@ class OpenAIDelegate:
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
         settings = dict(least.settings) if least else {}
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
+        if mode is None and self._api == "chat":
+            self._take_verdict()
 
     @property
     def model(self) -> str:

@@ -16,18 +16,20 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from langchain_relay.delegates.continuation import LITERAL_MODES
 from langchain_relay.errors import DelegateError
 
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Attempt, Delegate, Mode
 
-__all__ = ["Probed", "Verdict", "aprobe", "classified", "probe", "remembered"]
+__all__ = ["Probed", "Probing", "Verdict", "classified", "remembered"]
 
 Verdict = Literal["literal", "echo", "restart", "reject"]
 """What a host does with a begun answer."""
@@ -79,26 +81,59 @@ def classified(reply: str) -> Verdict:
     return "echo" if repeats else "restart"
 
 
-def probe(delegate: Delegate) -> Probed:
-    """Ask the host once, in the delegate's own mode, and keep the verdict on disk.
+class Probing:
+    """What delegates of hosts have in common: they can find out how a host continues.
 
-    Raises:
-        DelegateError: the host failed otherwise than by refusing, or wrote nothing.
+    `_mode` and `_echoes` are a delegate's own; a mode that nobody chose is that of the last probe.
     """
-    try:
-        reply = "".join(delta.text for delta in delegate.stream(_attempt()))
-    except DelegateError as error:
-        return _kept(delegate, _refused(error), str(error))
-    return _kept(delegate, classified(reply), reply)
 
+    _mode: Mode
+    _echoes: bool
 
-async def aprobe(delegate: Delegate) -> Probed:
-    """Async twin of `probe`."""
-    try:
-        reply = "".join([delta.text async for delta in delegate.astream(_attempt())])
-    except DelegateError as error:
-        return _kept(delegate, _refused(error), str(error))
-    return _kept(delegate, classified(reply), reply)
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `Delegate.fingerprint`."""
+        raise NotImplementedError
+
+    def probe(self) -> Probed:
+        """Ask the host once whether it continues a begun answer; the verdict is kept on disk.
+
+        Costs one request of some 60 tokens. A delegate that is made later, without a `mode`, takes
+        the mode that the verdict allows.
+
+        Raises:
+            DelegateError: the host failed otherwise than by refusing, or wrote nothing.
+        """
+        asked: Any = self._literal()
+        try:
+            reply = "".join(delta.text for delta in asked.stream(_attempt()))
+        except DelegateError as error:
+            return _kept(asked, _refused(error), str(error))
+        return _kept(asked, classified(reply), reply)
+
+    async def aprobe(self) -> Probed:
+        """Async twin of `probe`."""
+        asked: Any = self._literal()
+        try:
+            reply = "".join([delta.text async for delta in asked.astream(_attempt())])
+        except DelegateError as error:
+            return _kept(asked, _refused(error), str(error))
+        return _kept(asked, classified(reply), reply)
+
+    def _literal(self) -> Self:
+        """The same delegate in a literal mode, its replies untouched."""
+        literal = copy(self)
+        literal._mode = self._mode if self._mode in LITERAL_MODES else "prefill"  # noqa: SLF001 - its own copy
+        literal._echoes = False  # noqa: SLF001 - as above
+        return literal
+
+    def _take_verdict(self) -> None:
+        """Have the mode that the last probe allows, if there was one."""
+        probed = remembered(self._literal().fingerprint)
+        if probed is not None:
+            literal = probed.verdict in {"literal", "echo"}
+            self._mode = probed.mode if literal else "instruct"
+            self._echoes = probed.verdict == "echo"
 
 
 def _attempt() -> Attempt:

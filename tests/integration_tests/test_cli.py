@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from langchain_relay.cli.stand_in import stand_in
+from tests.servers.openai_server import OpenAIServer
 
 DEMO_S = 240
 
@@ -88,3 +89,27 @@ def test_a_mistake_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.gguf
+def test_the_doctor_looks_at_both_sides_and_probes_the_named_one(monkeypatch, tmp_path) -> None:
+    with OpenAIServer("mps over the sleepy dog") as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "test")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("LANGCHAIN_RELAY_CACHE", str(tmp_path))
+        done = langchain_relay("doctor", "--delegate", "openai:some-model")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(server.requests) == 1
+    found = {line.split("  ")[0].strip(): line for line in done.stdout.splitlines()}
+    assert {"compiler", "llama-cpp-python", "model file", "loads", "chat template"} <= set(found)
+    assert "tokens per second" in found["speed"]
+    assert "literal" in done.stdout
+    assert "'prefill'" in done.stdout
+
+
+def test_the_doctor_says_what_is_wrong_and_sends_nothing_unasked() -> None:
+    done = langchain_relay("doctor", "--model", "nothere.gguf")
+    assert done.returncode == 1
+    assert "wrong" in done.stdout
+    assert "nothere.gguf" in done.stdout
+    assert "hosted" not in done.stdout

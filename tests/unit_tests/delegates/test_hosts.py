@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import pytest
 
 from langchain_relay.delegates.continuation import LITERAL_MODES, Repeated
-from langchain_relay.delegates.hosts import HOSTS, SERVERS, host_rule
+from langchain_relay.delegates.hosts import HOSTS, host_rule
 from langchain_relay.delegates.reasoning import REASONING, least_reasoning
 
 ANTHROPIC, GEMINI = ("ChatAnthropic",), ("ChatGoogleGenerativeAI",)
@@ -56,7 +56,7 @@ def test_the_first_row_that_fits_decides(classes, address, model, mode, flag):
 
 
 def test_every_row_has_a_page_a_date_and_a_spelling_where_it_needs_one():
-    for rule in (*HOSTS, *SERVERS.values()):
+    for rule in HOSTS:
         assert re.match(r"[a-z.-]+\.[a-z]+/", rule.source), rule.name
         assert date(2026, 1, 1) <= rule.read <= datetime.now(UTC).date()
         assert (rule.flag is not None) == (rule.mode == "flag"), rule.name

@@ -1,0 +1,93 @@
+"""Probing a real server: one request, a verdict on disk, and what later delegates make of it."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+
+from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
+from langchain_relay.delegates.probe import BEGUN, MAX_TOKENS
+from langchain_relay.engine.values import Attempt
+from langchain_relay.errors import DelegateError
+from tests.servers.openai_server import OpenAIServer, Reply
+
+REST = "mps over the sleepy dog beside the quiet river."
+HOSTS = [
+    (REST, "literal", "prefill"),
+    (BEGUN + REST, "echo", "prefill"),
+    ("The small brown fox jumps over the sleepy dog.", "restart", "instruct"),
+    (Reply(status=400), "reject", "instruct"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANGCHAIN_RELAY_CACHE", str(tmp_path))
+    return tmp_path / "probes"
+
+
+def raw(server):
+    return OpenAIDelegate(openai.OpenAI(base_url=server.base_url, api_key="k"), model="m")
+
+
+def chat(server):
+    return ChatModelDelegate(ChatOpenAI(base_url=server.base_url, api_key="k", model="m"))
+
+
+@pytest.mark.parametrize("make", [raw, chat])
+@pytest.mark.parametrize(("reply", "verdict", "mode"), HOSTS)
+async def test_the_verdict_decides_the_mode_of_later_delegates(folder, make, reply, verdict, mode):
+    with OpenAIServer(reply) as server:
+        delegate = make(server)
+        assert delegate.mode == "instruct"
+        probed = delegate.probe()
+        assert probed.verdict == verdict
+        assert (await make(server).aprobe()).verdict == verdict
+        assert [request.body["messages"][-1]["role"] for request in server.requests] == [
+            "assistant",
+            "assistant",
+        ]
+        limits = [
+            request.body.get("max_tokens", request.body.get("max_completion_tokens"))
+            for request in server.requests
+        ]
+        assert limits == [MAX_TOKENS, MAX_TOKENS]
+        assert make(server).mode == mode
+        assert len(server.requests) == 2  # nobody asks unasked
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text())["verdict"] == verdict
+
+
+def test_a_host_that_repeats_the_draft_loses_the_repetition_from_then_on(folder):
+    with OpenAIServer(BEGUN + REST, "The sea is salt and blue") as server:
+        raw(server).probe()
+        attempt = Attempt((), "The sea is ", 8)
+        assert "".join(delta.text for delta in raw(server).stream(attempt)) == " salt and blue"
+
+
+def test_a_mode_that_was_chosen_is_kept(folder):
+    with OpenAIServer(REST) as server:
+        raw(server).probe()
+        client = openai.OpenAI(base_url=server.base_url, api_key="k")
+        assert OpenAIDelegate(client, model="m", mode="instruct").mode == "instruct"
+        assert OpenAIDelegate(client, model="another").mode == "instruct"
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+def test_a_failure_on_the_way_is_no_verdict(folder, status):
+    with OpenAIServer(Reply(status=status)) as server:
+        with pytest.raises(DelegateError):
+            raw(server).probe()
+        assert raw(server).mode == "instruct"
+    assert not folder.exists()
+
+
+def test_a_damaged_verdict_counts_as_none(folder):
+    with OpenAIServer(REST) as server:
+        raw(server).probe()
+        (file,) = folder.iterdir()
+        file.write_text("{", encoding="utf-8")
+        assert raw(server).mode == "instruct"
