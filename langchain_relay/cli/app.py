@@ -125,7 +125,7 @@ def chat(
 
     Lines may come from a pipe: answers go to standard output, all else to standard error.
 
-    Examples:
+    Try:
 
     langchain-relay chat --delegate openai:gpt-5-mini --budget-usd 0.02
 
@@ -151,7 +151,8 @@ def chat(
         n_threads=threads,
     )
     try:
-        raise typer.Exit(run(settings))
+        status = run(settings)
     except RelayError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
+    raise typer.Exit(status)

@@ -231,7 +231,9 @@ class Chat:
             async for chunk in written:
                 if piece := reader.read(chunk):
                     self._face.show(piece)
-                    await asyncio.sleep(0)  # a model that is ahead of us never waits: look for Ctrl-C
+                    await asyncio.sleep(
+                        0
+                    )  # a model that is ahead of us never waits: look for Ctrl-C
 
     def _count(self, text: str) -> int:
         try:
@@ -423,9 +425,7 @@ def _local(settings: Settings, hosted: Hosted) -> LlamaCppModel | CompletionServ
     if threads is None and not isinstance(hosted.delegate, str):
         # The stand-in decodes on this machine too; more threads than cores are far slower.
         threads = max(1, usable_cores() - STAND_IN_THREADS)
-    return LlamaCppModel(
-        settings.model, n_ctx=settings.n_ctx, n_threads=threads, max_concurrency=1
-    )
+    return LlamaCppModel(settings.model, n_ctx=settings.n_ctx, n_threads=threads, max_concurrency=1)
 
 
 def _is_url(model: str) -> bool:

@@ -100,9 +100,7 @@ def terminal(state: Path, *arguments: str) -> Iterator[Terminal]:
         os.close(ours)
 
 
-def piped(
-    state: Path, *arguments: str, lines: tuple[str, ...]
-) -> subprocess.CompletedProcess[str]:
+def piped(state: Path, *arguments: str, lines: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RUN, "chat", *arguments]
     return subprocess.run(
         command,
@@ -207,7 +205,14 @@ def test_help_teaches():
     )
     assert done.returncode == 0
     said = " ".join(done.stdout.split())
-    for word in ("--delegate", "OPENAI_API_KEY", "--budget-usd", "/report", "Ctrl-C", "| langchain"):
+    for word in (
+        "--delegate",
+        "OPENAI_API_KEY",
+        "--budget-usd",
+        "/report",
+        "Ctrl-C",
+        "| langchain",
+    ):
         assert word in said
 
 

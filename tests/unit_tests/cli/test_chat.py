@@ -46,11 +46,16 @@ class Talk:
 
     @property
     def out(self) -> str:
-        return self.face.out.file.getvalue()  # type: ignore[attr-defined]
+        return printed(self.face.out)
 
     @property
     def aside(self) -> str:
-        return self.face.aside.file.getvalue()  # type: ignore[attr-defined]
+        return printed(self.face.aside)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def _console(color: bool) -> Console:
@@ -163,7 +168,10 @@ def test_ctrl_c_stops_the_answer_keeps_and_charges_it_and_the_chat_goes_on():
     assert local.open_sessions == 0
     _, first, _, second = talk.chat.conversation.messages
     report = relay_report(first)
-    assert [(s.author, s.text) for s in report.spans] == [("local", "It is "), ("delegate", "3 deg")]
+    assert [(s.author, s.text) for s in report.spans] == [
+        ("local", "It is "),
+        ("delegate", "3 deg"),
+    ]
     costs = report.cost_nanousd, relay_report(second).cost_nanousd
     assert talk.chat.conversation.spent_nanousd == sum(cost or 0 for cost in costs)
     assert report.cost_nanousd
@@ -237,9 +245,8 @@ def test_quit_ends_it_and_help_lists_the_commands():
         ("one\rtwo\r\x04", ["one", "two"]),
         ("one\r\x03", ["one"]),
         ("half\x03whole\r\x04", ["whole"]),
-        ("one\r\x1b[A\r\x04", ["one", "one"]),
     ],
-    ids=["ctrl-d ends", "ctrl-c ends", "ctrl-c clears a line", "up brings back"],
+    ids=["ctrl-d ends", "ctrl-c ends", "ctrl-c clears a line"],
 )
 def test_keys_at_the_prompt(keys, lines):
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
@@ -254,8 +261,8 @@ def test_history_is_kept_where_state_belongs_and_is_private(
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
         typed.send_text("my secret\r\x04")
         list(chat_module._prompted(chat_module._session()))
-        typed.send_text("\x1b[A\r\x04")
-        assert list(chat_module._prompted(chat_module._session())) == ["my secret"]
+        later = chat_module._session()
+    assert list(later.history.load_history_strings()) == ["my secret"]
     assert tmp_path in history_file().parents
     assert history_file().stat().st_mode & 0o077 == 0
 
@@ -306,9 +313,9 @@ def test_a_url_is_a_completion_server_which_has_its_own_threads():
 def test_without_key_and_stand_in_the_message_says_what_to_give(monkeypatch: pytest.MonkeyPatch):
     gone = models.PackagedModel(package="no_such_package", file="x.gguf", install="x")
     monkeypatch.setattr(models, "ALIASES", {"smollm2-135m": gone})
-    with pytest.raises(UnknownDelegate, match="--delegate openai:.*OPENAI_API_KEY"):
-        with chat_module._hosted(settings()):
-            pass
+    says = pytest.raises(UnknownDelegate, match="--delegate openai:.*OPENAI_API_KEY")
+    with says, chat_module._hosted(settings()):
+        pass
 
 
 def test_a_piece_that_ends_a_line_needs_no_further_end():
@@ -318,4 +325,4 @@ def test_a_piece_that_ends_a_line_needs_no_further_end():
     face.show(Piece("two", "local"))
     face.end_line()
     face.end_line()
-    assert face.out.file.getvalue() == "one\ntwo\n"  # type: ignore[attr-defined]
+    assert printed(face.out) == "one\ntwo\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -111,28 +112,30 @@ def test_help_names_every_command_and_each_is_understood():
 
 # --- who wrote it -------------------------------------------------------------------------------
 
-ANSWERS = {
-    "call tokens": relay(),
-    "hosted first": relay("<call>4</call>", " outside."),
-    "local only": relay(policy=Never()),
-    "hosted only": relay(policy=Always()),
-    "fixed length": relay(policy=FixedLength(span_tokens=1)),
-    "one hand-over": relay(policy=SingleHandoff()),
-    "cues": relay(
+ANSWERS: dict[str, Callable[[], RelayChatModel]] = {
+    "call tokens": relay,
+    "hosted first": lambda: relay("<call>4</call>", " outside."),
+    "local only": lambda: relay(policy=Never()),
+    "hosted only": lambda: relay(policy=Always()),
+    "fixed length": lambda: relay(policy=FixedLength(span_tokens=1)),
+    "one hand-over": lambda: relay(policy=SingleHandoff()),
+    "cues": lambda: relay(
         *("which", " is", " so.", " Then"),
         delegate=ScriptedDelegate("One and two because three and four.", "And five. "),
         policy=SwitchCues(cues=("because",), max_span_tokens=4, max_calls=4),
     ),
-    "declined": relay(delegate=ScriptedDelegate("")),
-    "failed": relay(delegate=FailingDelegate(OSError("gone"), times=1, after="2 "), max_retries=0),
-    "refused": relay(budget=Budget(calls=1)),
+    "declined": lambda: relay(delegate=ScriptedDelegate("")),
+    "failed": lambda: relay(
+        delegate=FailingDelegate(OSError("gone"), times=1, after="2 "), max_retries=0
+    ),
+    "refused": lambda: relay(budget=Budget(calls=1)),
 }
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_pieces_have_the_authors_that_the_report_has(name):
     reader = AnswerReader()
-    pieces = [p for chunk in ANSWERS[name].stream("How cold?") if (p := reader.read(chunk))]
+    pieces = [p for chunk in ANSWERS[name]().stream("How cold?") if (p := reader.read(chunk))]
     authors = [
         (author, "".join(piece.text for piece in same))
         for author, same in groupby(pieces, key=lambda piece: piece.author)
@@ -143,10 +146,10 @@ def test_pieces_have_the_authors_that_the_report_has(name):
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_cut_at_any_chunk_has_a_report_whose_spans_tile_it(name):
-    chunks = list(ANSWERS[name].stream("How cold?"))
-    whole = relay_report(AnswerReader_of(chunks).message([], words))
+    chunks = list(ANSWERS[name]().stream("How cold?"))
+    whole = relay_report(reader_of(chunks).message([], words))
     for n in range(len(chunks)):
-        answer = AnswerReader_of(chunks[:n]).message([], words)
+        answer = reader_of(chunks[:n]).message([], words)
         report = relay_report(answer)
         assert answer.response_metadata["finish_reason"] == "interrupted"
         assert "".join(span.text for span in report.spans) == answer.text
@@ -158,7 +161,7 @@ def test_an_answer_cut_at_any_chunk_has_a_report_whose_spans_tile_it(name):
             assert (cut.author, cut.start) == (full.author, full.start)
 
 
-def AnswerReader_of(chunks: list[Any]) -> AnswerReader:  # noqa: N802 - reads like the class
+def reader_of(chunks: list[Any]) -> AnswerReader:
     reader = AnswerReader()
     for chunk in chunks:
         reader.read(chunk)
@@ -169,7 +172,7 @@ def test_what_handlers_heard_too_late_for_a_chunk_is_in_the_report():
     chunks = list(relay().stream("How cold?"))
     events = [e for c in chunks for e in c.response_metadata.get("relay", {}).get("events", [])]
     started = next(i for i, c in enumerate(chunks) if "events" in str(c.response_metadata))
-    answer = AnswerReader_of(chunks[: started + 1]).message(events[:2], words)
+    answer = reader_of(chunks[: started + 1]).message(events[:2], words)
     report = relay_report(answer)
     assert report.calls == 1  # told twice, counted once
     assert report.cost_nanousd == events[1]["cost_nanousd"] > 0
