@@ -108,10 +108,18 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt for both models.")] = None,
     n_ctx: Annotated[
-        int | None, typer.Option(help="Context of the conversation in tokens.", min=1)
+        int | None,
+        typer.Option(help="Context of the conversation in tokens; a server may not tell.", min=1),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Decode threads; by default one per core.", min=1)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="For a server that does not tell its chat template (all but llama-server): a GGUF "
+            "with the vocabulary and template of its model, named as for --model."
+        ),
     ] = None,
 ) -> None:
     """Talk to a local model that asks a hosted one for help.
@@ -149,6 +157,7 @@ def chat(
         system=system,
         n_ctx=n_ctx,
         n_threads=threads,
+        tokenizer=tokenizer,
     )
     try:
         status = run(settings)

@@ -96,6 +96,7 @@ class Settings:
         policy: A name of `POLICIES`.
         budget_usd: US dollars of one answer; `None`: `BUDGET_USD`, where the price is known.
         max_tokens: Tokens of one answer.
+        tokenizer: A GGUF with the vocabulary and chat template of the model on a server.
     """
 
     model: str
@@ -108,6 +109,7 @@ class Settings:
     system: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
+    tokenizer: str | None = None
 
 
 def chat(settings: Settings) -> int:
@@ -420,7 +422,14 @@ def _local(settings: Settings, hosted: Hosted) -> LlamaCppModel | CompletionServ
                 f"--threads is for a model in this process, and {settings.model} is a server: "
                 f"leave it out"
             )
-        return CompletionServerModel(settings.model, n_ctx=settings.n_ctx, max_concurrency=1)
+        return CompletionServerModel(
+            settings.model,
+            tokenizer=settings.tokenizer,
+            n_ctx=settings.n_ctx,
+            max_concurrency=1,
+        )
+    if settings.tokenizer is not None:
+        raise UsageMistake(f"--tokenizer is for a server, and {settings.model} has its own")
     threads = settings.n_threads
     if threads is None and not isinstance(hosted.delegate, str):
         # The stand-in decodes on this machine too; more threads than cores are far slower.

@@ -192,8 +192,10 @@ def test_over_a_pipe_answers_come_without_escape_codes_and_the_cache_is_reused(t
 
 def test_on_a_completion_server(tmp_path: Path):
     with completion_servers.llama_cpp_server() as url:
-        options = ("--model", url, "--temperature", "0", "--max-tokens", "8", *KEYED)
-        done = piped(tmp_path, *options, lines=("/delegation never", "Say hello."))
+        options = ("--model", url, "--tokenizer", "smollm2-135m", "--n-ctx", "1024", *KEYED)
+        done = piped(
+            tmp_path, *options, "--max-tokens", "8", lines=("/delegation never", "Say hello.")
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "0 calls · 0.0% delegated · cost 0 USD" in done.stderr

@@ -308,6 +308,8 @@ def test_a_url_is_a_completion_server_which_has_its_own_threads():
     assert isinstance(chat_module._local(settings(model=url), hosted), CompletionServerModel)
     with pytest.raises(UsageMistake, match="--threads"):
         chat_module._local(settings(model=url, n_threads=1), hosted)
+    with pytest.raises(UsageMistake, match="--tokenizer"):
+        chat_module._local(settings(tokenizer="smollm2-135m"), hosted)
 
 
 def test_without_key_and_stand_in_the_message_says_what_to_give(monkeypatch: pytest.MonkeyPatch):
