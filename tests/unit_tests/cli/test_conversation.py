@@ -124,6 +124,11 @@ ANSWERS: dict[str, Callable[[], RelayChatModel]] = {
         delegate=ScriptedDelegate("One and two because three and four.", "And five. "),
         policy=SwitchCues(cues=("because",), max_span_tokens=4, max_calls=4),
     ),
+    "a sentence end shown when the call is open": lambda: relay(
+        *("which", " is", " so.", " Then"),
+        delegate=ScriptedDelegate("One and two because three and four.", " And five. "),
+        policy=SwitchCues(cues=("because",), match="substring", max_calls=2),
+    ),
     "declined": lambda: relay(delegate=ScriptedDelegate("")),
     "failed": lambda: relay(
         delegate=FailingDelegate(OSError("gone"), times=1, after="2 "), max_retries=0
