@@ -28,6 +28,7 @@ TIMEOUT_S = 90
 RUN = "from langchain_relay.cli import main; main()"
 RUN_IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {RUN}"
 PROMPT = r"\x1b\[\?2004h"  # a line editor asks the terminal to mark what is pasted
+ENTERED = r"\x1b\[\?2004l"
 HOSTED = r"\x1b\[1;35m[^\x1b]+\x1b\[0m"
 KEYED = ("--delegate", "openai:gpt-5-mini")  # never asked
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
@@ -122,6 +123,15 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Pat
         user.expect(r"\d calls?.* · [\d.]+% delegated · cost .*USD.* · 0 of \d+ prompt tokens")
         user.expect(PROMPT)
 
+        user.type("/delegation never\r")
+        user.expect(PROMPT)
+        user.type("Write a long story about a cat and a lighthouse.\r")
+        user.expect(ENTERED)
+        user.expect(r"\w+ \w+ \w+ \w+")
+        user.type(CTRL_C)
+        user.expect(r"stopped · 0 calls · 0.0% delegated")
+        user.expect(PROMPT)
+
         user.type("/delegation always\r")
         user.expect(PROMPT)
         user.type("Write a long story about a cat and a lighthouse.\r")
@@ -140,14 +150,16 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Pat
         user.expect(r"delegated tokens +\d+ \(100.0%\)")
         user.expect(PROMPT)
         user.type(f"/save {file}\r")
-        user.expect("saved 6 messages")
+        user.expect("saved 8 messages")
         user.expect(PROMPT)
         user.type("/quit\r")
         assert user.ended() == 0
 
-    _, first, _, stopped, _, last = messages_from_dict(json.loads(file.read_text()))
+    _, first, _, local, _, stopped, _, last = messages_from_dict(json.loads(file.read_text()))
     assert first.response_metadata["finish_reason"] in {"stop", "length"}
     assert stopped.response_metadata["finish_reason"] == "interrupted"
+    assert local.response_metadata["finish_reason"] == "interrupted"
+    assert {span.author for span in relay_report(local).spans} == {"local"}
     assert stopped.text
     assert {span.author for span in relay_report(stopped).spans} == {"delegate"}
     assert relay_report(stopped).cost_nanousd

@@ -112,6 +112,7 @@ def test_help_names_every_command_and_each_is_understood():
 
 # --- who wrote it -------------------------------------------------------------------------------
 
+TEN_WORDS = "One two three four five six seven eight nine ten"
 ANSWERS: dict[str, Callable[[], RelayChatModel]] = {
     "call tokens": relay,
     "hosted first": lambda: relay("<call>4</call>", " outside."),
@@ -121,12 +122,12 @@ ANSWERS: dict[str, Callable[[], RelayChatModel]] = {
     "one hand-over": lambda: relay(policy=SingleHandoff()),
     "cues": lambda: relay(
         *("which", " is", " so.", " Then"),
-        delegate=ScriptedDelegate("One and two because three and four.", "And five. "),
-        policy=SwitchCues(cues=("because",), max_span_tokens=4, max_calls=4),
+        delegate=ScriptedDelegate(f"{TEN_WORDS} because it is.", "And five. "),
+        policy=SwitchCues(cues=("because",), max_span_tokens=12, max_calls=4),
     ),
     "a sentence end shown when the call is open": lambda: relay(
         *("which", " is", " so.", " Then"),
-        delegate=ScriptedDelegate("One and two because three and four.", " And five. "),
+        delegate=ScriptedDelegate(f"{TEN_WORDS} because it is.", " And five. "),
         policy=SwitchCues(cues=("because",), match="substring", max_calls=2),
     ),
     "declined": lambda: relay(delegate=ScriptedDelegate("")),
