@@ -22,7 +22,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.continuation import continue_messages
-from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.loops import PerLoop, with_own_connections
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
@@ -111,6 +111,11 @@ class ChatModelDelegate:
         return self._chat.rate_limiter
 
     @property
+    def base_url(self) -> str | None:
+        """Where requests go, without credentials; delegates that share it share a breaker."""
+        return _base_url(self._chat)
+
+    @property
     def worst_attempts(self) -> int | None:
         """See `Delegate.worst_attempts`."""
         return self._worst
@@ -123,7 +128,7 @@ class ChatModelDelegate:
             "delegate": f"{cls.__module__}.{cls.__qualname__}",
             "model": self.model,
             "mode": self._mode,
-            "base_url": _base_url(self._chat),
+            "base_url": self.base_url,
             "settings": _settings(self._chat),
         }
 
@@ -193,8 +198,9 @@ class ChatModelDelegate:
         return chat, {**kwargs, "max_tokens": attempt.max_tokens}
 
     def _generations(self, attempt: Attempt) -> Generator[ChatGeneration, None, None]:
-        chat, kwargs = self._request(self._chat, attempt)
-        messages = self._messages(attempt)
+        with building(self.model):
+            chat, kwargs = self._request(self._chat, attempt)
+            messages = self._messages(attempt)
         if not _streams(chat, ("_stream",)):
             yield _only(chat._generate(messages, run_manager=attempt.run_manager, **kwargs))  # noqa: SLF001 - see the module
             return
@@ -205,8 +211,9 @@ class ChatModelDelegate:
     async def _agenerations(self, attempt: Attempt) -> AsyncGenerator[ChatGeneration, None]:
         """Async twin of `_generations`."""
         own = self._per_loop.get(lambda: _on_this_loop(self._chat, self._families))
-        chat, kwargs = self._request(own, attempt)
-        messages = self._messages(attempt)
+        with building(self.model):
+            chat, kwargs = self._request(own, attempt)
+            messages = self._messages(attempt)
         if not _streams(chat, ("_astream", "_stream")):
             run = attempt.run_manager
             result = await chat._agenerate(messages, run_manager=run, **kwargs)  # noqa: SLF001 - see the module

@@ -23,7 +23,7 @@ from langchain_relay.delegates.continuation import (
     completion_prompt,
     continue_messages,
 )
-from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
@@ -108,6 +108,11 @@ class OpenAIDelegate:
         return self._mode
 
     @property
+    def base_url(self) -> str:
+        """Where requests go, without credentials; delegates that share it share a breaker."""
+        return without_credentials(self._clients.base_url)
+
+    @property
     def worst_attempts(self) -> int:
         """See `Delegate.worst_attempts`. The client's retries are off."""
         return 1
@@ -119,7 +124,7 @@ class OpenAIDelegate:
             "delegate": f"openai.{self._api}",
             "model": self._model,
             "mode": self._mode,
-            "base_url": without_credentials(self._clients.base_url),
+            "base_url": self.base_url,
             "limit_name": self._limit_name,
             "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
             "extra_body": self._extra_body,
@@ -138,9 +143,12 @@ class OpenAIDelegate:
             DelegateError: the host failed; its subclasses say how.
         """
         reader = _Reader()
+        with building(self.model):
+            request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.sync).create
-            with create(**self._request(attempt)) as chunks:
+            with create(**request) as chunks:
+                yield Delta()  # the response header has come
                 for chunk in chunks:
                     yield reader.read(chunk)
             reader.end()
@@ -148,9 +156,12 @@ class OpenAIDelegate:
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
         reader = _Reader()
+        with building(self.model):
+            request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.asynchronous).create
-            async with await create(**self._request(attempt)) as chunks:
+            async with await create(**request) as chunks:
+                yield Delta()
                 async for chunk in chunks:
                     yield reader.read(chunk)
             reader.end()
