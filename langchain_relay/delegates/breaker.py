@@ -1,10 +1,10 @@
 """A circuit breaker per base URL: a host that answers nothing is left alone for a while.
 
-Pure state: time is passed in. What counts is the response header, and an attempt may stream for a
-minute behind it, so success must be told before the attempt is over. Of the breakers there are,
-none lets one: pybreaker 1.4 holds its lock for the whole call and is async for Tornado only,
-aiobreaker 1.2 and purgatory 3 let every concurrent caller through when half open and read the wall
-clock themselves, and all three know success only as the end of the guarded block.
+Pure state: time is passed in. Success is the response header, behind which an attempt may stream
+for a minute, so it must be told in the middle of the attempt. No breaker there is lets one:
+pybreaker 1.4.1 holds its lock for the whole call and is asynchronous under Tornado only, aiobreaker
+1.2.0 and purgatory 3.0.1 let every caller through while half open and read the wall clock
+themselves, and all three know success as the end of the guarded block.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
         return DelegateTruncated(
             f"{message} (in the middle of the stream)", retryable=True, answered=True
         )
-    return DelegateError(message, retryable=_is_retryable(error, status, names, replied), **facts)
+    retryable = _is_retryable(error, status, names, replied=replied)
+    return DelegateError(message, retryable=retryable, **facts)
 
 
 def _not_built(error: Exception, model: str) -> DelegateError:
@@ -179,7 +180,7 @@ def _is_malformed_reply(error: Exception) -> bool:
 
 
 def _is_retryable(
-    error: Exception, status: int | None, names: frozenset[str], replied: bool
+    error: Exception, status: int | None, names: frozenset[str], *, replied: bool
 ) -> bool:
     if _is_out_of_credit(error):
         return False
@@ -187,14 +188,13 @@ def _is_retryable(
         return status in _RETRYABLE_STATUS or status >= _SERVER_ERROR_STATUS
     if isinstance(error, ModelError) and not isinstance(error, ModelConnectionError):
         return error.is_retryable
-    if _is_of_a_dead_loop(error):
-        return True
-    if isinstance(error, ModelConnectionError) or names & (_NEVER_CONNECTED | _CONNECTION_BROKE):
+    if _is_of_a_dead_loop(error) or isinstance(error, ModelConnectionError):
         return True
     if _is_malformed_reply(error) or (replied and isinstance(error, ValueError)):
-        return True  # the reply was no sense; any other ValueError may be the request's
+        return True  # the reply made no sense; any other ValueError may be the request's
     # The SDKs report an error event inside a stream as APIError.
-    return bool(names & {"APIError", "APIConnectionError"})
+    known = _NEVER_CONNECTED | _CONNECTION_BROKE | {"APIError", "APIConnectionError"}
+    return bool(names & known)
 
 
 def _is_of_a_dead_loop(error: Exception) -> bool:
@@ -229,7 +229,9 @@ def _names_along_causes(error: BaseException) -> frozenset[str]:
 
 def _functions_along_causes(error: BaseException) -> frozenset[str]:
     """Names of the functions that the error and what it was raised from went through."""
-    frames = (frame for link in _causes(error) for frame, _ in traceback.walk_tb(link.__traceback__))
+    frames = (
+        frame for link in _causes(error) for frame, _ in traceback.walk_tb(link.__traceback__)
+    )
     return frozenset(frame.f_code.co_name for frame in frames)
 
 

@@ -1,5 +1,4 @@
-"""One hand-over: reserve, send, mend the seam, retry, fall back, settle. All rules, no input or
-output.
+"""One hand-over: reserve, send, mend the seam, retry, fall back, settle. All rules and no I/O.
 
 `hand_over` is a generator. It yields wire asks (`Admit`, `Send`, `Next`, `Close`, `Sleep`), which
 `wire.py` performs, and the answers the relay waits for (`Opened`, `SpanPiece`, `SpanEnd`).

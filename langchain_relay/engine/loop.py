@@ -344,9 +344,7 @@ class _Span:
         before, self.tokens = self.tokens, self.tally.add(text)
         self.text += text
         new_tokens = self.tokens - before
-        yield from transcript.show(
-            TextAdded(text, "delegate", new_tokens, self.call_id, model)
-        )
+        yield from transcript.show(TextAdded(text, "delegate", new_tokens, self.call_id, model))
         if not transcript.screen.hit:
             yield transcript.feed(text, new_tokens)
 

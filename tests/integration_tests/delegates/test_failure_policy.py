@@ -7,8 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, cast
 
@@ -16,15 +16,14 @@ import openai
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 
-from langchain_relay import Budget, RelayChatModel, relay_report
+from langchain_relay import Budget, RelayChatModel, errors, relay_report
 from langchain_relay.delegates import ChatModelDelegate, FallbackDelegate, OpenAIDelegate
 from langchain_relay.delegates.breaker import Breakers
 from langchain_relay.delegates.handover import Terms
 from langchain_relay.delegates.wire import HostedSide
-from langchain_relay.engine.errors import DelegateError, DelegateTimeout
+from langchain_relay.engine.errors import CircuitOpen, DelegateError, DelegateTimeout
 from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger
 from langchain_relay.engine.values import Delegate, SpanEnd, SpanPiece, SpanRequest
-from langchain_relay.errors import CircuitOpen
 from langchain_relay.prices import UserPrice
 from langchain_relay.testing import ScriptedLocal
 from tests.integration_tests.delegates.transports import (
@@ -68,9 +67,11 @@ class MuteHost:
             listener.settimeout(0.05)
             thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
             thread.start()
-            yield self
-            self.stopping.set()
-            thread.join()
+            try:
+                yield self
+            finally:
+                self.stopping.set()
+                thread.join()
 
     def _serve(self, listener: socket.socket) -> None:
         held: list[socket.socket] = []
@@ -80,8 +81,8 @@ class MuteHost:
             except TimeoutError:
                 continue
             connection.settimeout(5)
-            connection.recv(65536)
-            self.requests += 1
+            with suppress(OSError):  # a client may leave
+                self.requests += bool(connection.recv(65536))
             if self.manner.startswith("header"):
                 connection.sendall(HEADER)
             if self.manner.endswith("closes"):
@@ -149,19 +150,14 @@ def test_an_error_status_is_an_answer(
 def test_what_a_chat_model_cannot_put_into_a_request_costs_nothing(
     openai_server: OpenAIServer, colour: Colour
 ):
-    from langchain_core.messages import ChatMessage
     from langchain_core.messages.base import BaseMessage
 
     class Odd(BaseMessage):
         type: str = "odd"
 
     delegate = ChatModelDelegate(chat_openai(openai_server))
-    for message in (Odd("what is this?"), ChatMessage("x", role="user", id="1")):
-        asked = attempt()
-        odd = type(asked)((message,), "", 5)
-        _, error = pieces_and_error(delegate, odd, colour)
-        if error is not None:
-            break
+    asked = replace(attempt(), messages=(Odd(content="what is this?"),))
+    _, error = pieces_and_error(delegate, asked, colour)
     assert isinstance(error, DelegateError)
     assert (error.retryable, error.sent, openai_server.requests) == (False, False, [])
 
@@ -330,9 +326,8 @@ def test_of_many_answers_at_once_one_probes(openai_server: OpenAIServer):
 # --- retries ------------------------------------------------------------------------------------
 
 
-@both_colours
 @every_transport
-@pytest.mark.parametrize("date", [False, True], ids=["seconds", "a date"])
+@pytest.mark.parametrize(("colour", "date"), [("sync", False), ("async", True)])
 def test_a_wait_that_the_host_asks_for_is_kept_and_one_that_does_not_fit_is_not_begun(
     openai_server: OpenAIServer, make: Maker, colour: Colour, date: bool
 ):
@@ -448,7 +443,7 @@ def test_a_dead_host_alone_starts_fails_and_lets_the_local_model_go_on(way: str)
     )
     assert failed["error"].startswith("circuit_open: ")
     strict = relay(delegate, on_delegate_error="raise")
-    with pytest.raises(CircuitOpen):
+    with pytest.raises(errors.CircuitOpen):
         answer(strict, way)
 
 

@@ -262,7 +262,7 @@ def opened(host: str = HOST) -> Breakers:
 @COLOURS
 def test_at_an_open_breaker_a_call_starts_fails_and_reserves_nothing(colour: str):
     first = tape([*text(" x"), done()], host=HOST)
-    terms = {"breakers": opened(), "clock": Clock(1.0)}
+    terms: dict[str, Any] = {"breakers": opened(), "clock": Clock(1.0)}
     # No call is allowed: had anything been reserved, it would have been refused.
     result = carry_out(first, limits={"calls": 0}, colour=colour, **terms)
     assert (result.opened, result.end.why) == (Opened("m", 8), "failed")
@@ -335,7 +335,7 @@ def test_a_probing_attempt_is_not_retried():
 
 def test_a_budget_that_refuses_does_not_take_the_turn_of_the_probing_attempt():
     breakers = opened()
-    terms = {"breakers": breakers, "clock": Clock(OPEN_S)}
+    terms: dict[str, Any] = {"breakers": breakers, "clock": Clock(OPEN_S)}
     refused = carry_out(tape([], host=HOST), limits={"calls": 0}, **terms)
     assert refused.end.why == "refused"
     assert carry_out(tape([*text(" x"), done()], host=HOST), **terms).text == " x"
@@ -401,7 +401,7 @@ def test_requests_nobody_can_count_stay_unknown():
         worst_attempts = None  # type: ignore[assignment]
 
     class Three(ScriptedDelegate):
-        worst_attempts = 3  # type: ignore[assignment]
+        worst_attempts = 3
 
     assert FallbackDelegate(Three(), ScriptedDelegate()).worst_attempts == 3
     assert FallbackDelegate(ScriptedDelegate(), Unknown()).worst_attempts is None
@@ -609,7 +609,7 @@ def test_every_model_needs_a_price_under_a_budget_in_usd():
 
     with pytest.raises(PriceUnknown, match="'nobody-b'"):
         relay({"nobody-a": (1, 2)})
-    assert relay({"nobody-a": (1, 2), "nobody-b": (1, 2)})
+    relay({"nobody-a": (1, 2), "nobody-b": (1, 2)})
 
 
 def test_a_call_renames_the_first_model_only():
@@ -639,3 +639,24 @@ def test_a_stop_ends_the_answer_only_where_every_model_goes_on_with_raw_text(mod
     )
     ended = model.invoke("How is the sky?").text == "It is blue "
     assert ended == (mode == "completion")
+
+
+def test_text_that_the_policy_withholds_keeps_its_writer():
+    from langchain_relay import RelayChatModel, relay_report
+    from langchain_relay.policies import SwitchCues
+    from langchain_relay.testing import ScriptedLocal
+
+    model = RelayChatModel(
+        model=ScriptedLocal(" it", " is", "."),
+        delegate=FallbackDelegate(
+            FailingDelegate(DelegateError("reset"), after="It is blue be", model="a"),
+            ScriptedDelegate("cause", model="b"),
+        ),
+        policy=SwitchCues(cues=("because",)),
+        max_calls=1,
+    )
+    spans = relay_report(model.invoke("How is the sky?")).spans
+    assert [(s.text, s.model) for s in spans if s.author == "delegate"] == [
+        ("It is blue be", "a"),
+        ("cause", "b"),
+    ]
