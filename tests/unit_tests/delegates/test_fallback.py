@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -161,6 +162,15 @@ def test_each_model_is_shown_the_draft_in_its_own_mode():
     literal = second([*echo, done()], mode="prefill")
     result = carry_out(first, draft="The sky above the sea is", fallbacks=(literal,))
     assert result.text == "The sky above the sea is blue and wide."
+
+
+def test_text_that_the_seam_withheld_is_not_lost_with_its_model():
+    draft = "The sky above the sea is"
+    first = tape([*text("The sky"), CUT], mode="instruct")  # it might have begun an echo
+    other = second([*text(" end"), done()])
+    result = carry_out(first, draft=draft, fallbacks=(other,))
+    assert result.text == "The sky end"
+    assert asked(other)[0].draft == f"{draft}The sky"
 
 
 def test_each_model_waits_for_its_own_rate_limiter():
@@ -325,6 +335,13 @@ def test_a_dead_host_costs_one_attempt_in_30_s():
         carry_out(first, max_retries=0, breakers=breakers, clock=clock)
         sent += [clock.now] * (len(first.attempts) - before)
     assert sent == [0, 1, 2, 3, 4, 34, 64, 94]
+
+
+def test_for_a_host_whose_breaker_opens_nobody_waits():
+    before = time.monotonic()
+    slow = replaced(SILENT, retry_after_s=3.0)
+    carry_out(tape([slow], host=HOST), breakers=opened(), clock=Clock(OPEN_S))
+    assert time.monotonic() - before < 2
 
 
 def test_a_probing_attempt_is_not_retried():
