@@ -284,6 +284,17 @@ def test_a_host_that_is_silent_until_the_deadline_counts_as_well(make: Maker, co
 
 
 @both_colours
+@pytest.mark.parametrize("make", MAKERS[1:], ids=lambda make: make.__name__)
+def test_a_host_that_sent_a_header_before_the_deadline_is_not_dead(make: Maker, colour: Colour):
+    with MuteHost("header, hangs").listening() as host:
+        delegate, breakers, clock = make(at(host)), Breakers(), Clock()
+        hand_over(delegate, colour, breakers, clock, timeout_s=2.0)  # builds the client
+        ends = [hand_over(delegate, colour, breakers, clock, timeout_s=0.3)[0] for _ in range(6)]
+        assert host.requests == 7
+        assert not any(isinstance(end.error, CircuitOpen) for end in ends)
+
+
+@both_colours
 @every_transport
 def test_a_host_that_answers_again_is_used_again(
     openai_server: OpenAIServer, make: Maker, colour: Colour
