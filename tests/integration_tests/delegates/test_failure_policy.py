@@ -277,10 +277,9 @@ def test_a_host_that_hangs_up_is_asked_five_times_and_then_left_alone(make: Make
 def test_a_host_that_is_silent_until_the_deadline_counts_as_well(make: Maker, colour: Colour):
     with MuteHost("hangs").listening() as host:
         delegate, breakers, clock = make(at(host)), Breakers(), Clock()
-        for _ in range(6):
-            end, _ = hand_over(delegate, colour, breakers, clock, timeout_s=0.15)
-        assert host.requests == 5
-        assert isinstance(end.error, CircuitOpen)
+        ends = [hand_over(delegate, colour, breakers, clock, timeout_s=0.15)[0] for _ in range(6)]
+        assert [len(end.charges) for end in ends] == [1, 1, 1, 1, 1, 0]
+        assert isinstance(ends[-1].error, CircuitOpen)
 
 
 @both_colours
@@ -288,9 +287,9 @@ def test_a_host_that_is_silent_until_the_deadline_counts_as_well(make: Maker, co
 def test_a_host_that_sent_a_header_before_the_deadline_is_not_dead(make: Maker, colour: Colour):
     with MuteHost("header, hangs").listening() as host:
         delegate, breakers, clock = make(at(host)), Breakers(), Clock()
-        hand_over(delegate, colour, breakers, clock, timeout_s=2.0)  # builds the client
-        ends = [hand_over(delegate, colour, breakers, clock, timeout_s=0.3)[0] for _ in range(6)]
-        assert host.requests == 7
+        hand_over(delegate, colour, breakers, clock, timeout_s=1.0)  # builds the client
+        ends = [hand_over(delegate, colour, breakers, clock, timeout_s=0.25)[0] for _ in range(5)]
+        assert host.requests == 6
         assert not any(isinstance(end.error, CircuitOpen) for end in ends)
 
 
