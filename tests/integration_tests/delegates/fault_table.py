@@ -61,9 +61,7 @@ def _status(fault: Fault) -> Expected:
 
 
 def _broken(kept: str, *error_types: str, says: str = "") -> Expected:
-    return Expected(
-        "failed", "worst", kept, error_types=error_types, says=says, retryable=True
-    )
+    return Expected("failed", "worst", kept, error_types=error_types, says=says, retryable=True)
 
 
 def _late(kept: str = "", *, whole: bool = True) -> Expected:
@@ -97,7 +95,5 @@ EXPECTED: Mapping[Fault, Expected] = {
     ),
 }
 
-TOO_SLOW = frozenset(
-    {Fault.SLOW_HEADERS, Fault.SLOW_TOKENS, Fault.STALLED, Fault.KEEP_ALIVE}
-)
+TOO_SLOW = frozenset({Fault.SLOW_HEADERS, Fault.SLOW_TOKENS, Fault.STALLED, Fault.KEEP_ALIVE})
 """Faults that use up the deadline."""

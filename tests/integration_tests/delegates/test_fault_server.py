@@ -195,6 +195,7 @@ def test_text_finish_and_usage_in_the_dialects_own_words(
     assert got == Got("blue light scatters", CUT[name], (4, 3))
     assert server.usage_total == (8, 7)
     assert [one.dialect for one in server.served] == [name, name]
+    assert server.settled()
     assert all(one.through and not one.hung_up for one in server.served)
 
 
@@ -248,9 +249,7 @@ UNREADABLE = frozenset(
 )
 
 
-def check_unreadable(
-    name: str, fault: Fault, response: httpx.Response, *, streamed: bool
-) -> None:
+def check_unreadable(name: str, fault: Fault, response: httpx.Response, *, streamed: bool) -> None:
     if fault is Fault.INVALID_UTF8:
         with pytest.raises(UnicodeDecodeError):
             response.content.decode()

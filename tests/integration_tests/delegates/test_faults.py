@@ -75,9 +75,7 @@ class KeptLedger(MemoryLedger):
 
 
 def through_a_client(server: FaultServer) -> Any:
-    return OpenAIDelegate(
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="test"), model=MODEL
-    )
+    return OpenAIDelegate(openai.OpenAI(base_url=f"{server.url}/v1", api_key="test"), model=MODEL)
 
 
 def through_langchain(server: FaultServer) -> Any:
@@ -280,7 +278,9 @@ async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     check_span(span_of(message), expected)
     check_event(outcome(message), expected)
     if not (fault is Fault.KEEP_ALIVE and path in SYNC):  # has a test of its own
-        assert await asyncio.to_thread(server.settled, 2.0), "the client neither read on nor hung up"
+        assert await asyncio.to_thread(server.settled, 2.0), (
+            "the client neither read on nor hung up"
+        )
     (charge,) = relay_report(message).charges
     assert booked_as(charge) == expected.booked
     check_books(side, [message])
@@ -355,9 +355,11 @@ async def answers(side: Side, model: RelayChatModel, count: int, *, at_once: boo
     """The answers to `count` questions, by threads or on the loop."""
     questions = [f"Why? #{number}#" for number in range(count)]
     config = {**side.config, "max_concurrency": 16}
-    got = await (model.abatch(questions, config) if at_once else asyncio.to_thread(
-        model.batch, questions, config
-    ))
+    got = await (
+        model.abatch(questions, config)
+        if at_once
+        else asyncio.to_thread(model.batch, questions, config)
+    )
     return [asked(message, question) for message, question in zip(got, questions, strict=True)]
 
 
@@ -403,9 +405,7 @@ async def test_what_may_succeed_is_asked_again_from_where_it_stopped(
 
 @pytest.mark.parametrize("on_the_loop", [False, True], ids=["threads", "loop"])
 @both_sides
-async def test_what_cannot_succeed_is_asked_once(
-    server: FaultServer, make: Any, on_the_loop: bool
-):
+async def test_what_cannot_succeed_is_asked_once(server: FaultServer, make: Any, on_the_loop: bool):
     server.script(first_then(FINAL, Reply("asked again")))
     side = Side(server, make(server))
     messages = await answers(side, side.model(max_retries=2), len(FINAL), at_once=on_the_loop)
@@ -448,8 +448,7 @@ class Soak:
             (fault,) = rng.choices(DRAWN, WEIGHTS)
             self.drawn[fault] += 1
         delay_s = {Fault.SLOW_HEADERS: 1.5, Fault.SLOW_TOKENS: 0.15}.get(fault, 0.0)  # type: ignore[call-overload]
-        reply = Reply(fault=fault, delay_s=delay_s, hold_s=2.0, retry_after_s=0.1)
-        return reply
+        return Reply(fault=fault, delay_s=delay_s, hold_s=2.0, retry_after_s=0.1)
 
     async def one(self, number: int, models: list[RelayChatModel], side: Side) -> AIMessage:
         """One answer by a random client over a random path."""
