@@ -299,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         fault = self.reply.fault
-        if fault in STATUS:
+        if fault is not None and fault in STATUS:
             self.served.input_tokens = 0  # nobody bills an error
             self._send(STATUS[fault], json.dumps(self.dialect.error(STATUS[fault])).encode())
             return
@@ -337,8 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in _MID_STREAM - {Fault.MALFORMED_JSON, Fault.INVALID_UTF8}:
             self._write(data[:half])
             self._break()
-        self._write(data)
         self._reported(said)
+        self._write(data)
 
     def _send(self, status: int, data: bytes, content_type: str = "application/json") -> None:
         self._head(status, content_type, {"Content-Length": str(len(data)), **self._retry_after()})
@@ -374,9 +374,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._pause(self.reply.delay_s)
             self._chunk(self.dialect.piece(said, at, piece))
             self.served.tokens_sent += token_count(piece)
+        self._reported(said)
         for event in self.dialect.ending(said):
             self._chunk(event)
-        self._reported(said)
         self._chunk(b"")
 
     def _break(self, said: Said | None = None, at: int = 0) -> None:
@@ -403,6 +403,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._chunk(event.replace(b"NOT-UTF8", _NOT_UTF8))
 
     def _reported(self, said: Said) -> None:
+        """Note it before it is written: a client may be done with it at once."""
         if said.report_usage:
             self.served.usage = said.usage
 

@@ -318,7 +318,7 @@ def test_the_openai_package_reads_responses(server: FaultServer):
     assert create(model="m", input=USER).output[0].name == "lookup"
     assert "help" in create(model="m", input=USER).output[0].content[0].refusal
     with client(server).responses.stream(model="m", input="Why?") as stream:
-        last = stream.get_final_response()
+        last: Any = stream.get_final_response()
     assert last.output[0].content[0].type == "refusal"
 
 
