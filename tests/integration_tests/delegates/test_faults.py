@@ -201,6 +201,7 @@ def check_charges(message: AIMessage, served: list[Served]) -> Amount:
     # An attempt that a breaker held back reached nobody and costs nothing.
     charges = [c for c in relay_report(message).charges if c.outcome != "CircuitOpen"]
     # Nor did one whose deadline was over before it connected, but nobody could know that.
+    assert len(served) <= len(charges), (charges, served)
     late = charges[len(served) :]
     assert [charge.outcome for charge in late] in ([], ["DelegateTimeout"]), (charges, served)
     booked = [check_charge(*pair) for pair in zip(charges, served, strict=False)]
