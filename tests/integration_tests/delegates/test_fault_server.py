@@ -369,7 +369,8 @@ def test_the_ollama_package_reads_chat(server: FaultServer):
 def test_the_google_package_reads_gemini(server: FaultServer):
     genai = pytest.importorskip("google.genai")
     options = genai.types.HttpOptions(base_url=server.url)
-    models = genai.Client(api_key="test", http_options=options).models
+    google = genai.Client(api_key="test", http_options=options)  # its models die with it
+    models = google.models
     server.script(Reply(TEXT))
     assert models.generate_content(model="m", contents="Why?").text == TEXT
     chunks = list(models.generate_content_stream(model="m", contents="Why?"))
