@@ -325,7 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._pause(self.reply.delay_s * len(said.pieces))
         if fault is Fault.MALFORMED_JSON:
             data = data[:half]
-        if fault is Fault.ERROR_EVENT:
+        if fault is Fault.ERROR_EVENT:  # without a stream it is an HTTP error
+            self.served.input_tokens = 0
             self._send(500, json.dumps(self.dialect.error(500)).encode())
             return
         if fault is Fault.INVALID_UTF8:

@@ -324,6 +324,23 @@ def booked_as(charge: Charge) -> str:
     return "released" if charge.released else "worst" if charge.estimated else "reported"
 
 
+@pytest.mark.parametrize("path", [invoke, ainvoke])
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in TOO_SLOW])
+async def test_a_model_that_does_not_stream_breaks_no_answer_either(
+    server: FaultServer, fault: Fault, path: Any
+):
+    server.script(Reply(fault=fault))
+    hosted = through_langchain(server).model_copy(update={"disable_streaming": True})
+    side, expected = Side(server, hosted), EXPECTED[fault]
+    message = asked(await answer(path, side.model(), "Why? #1#", side.config), "#1#")
+    assert server.served[0].body.get("stream", False) is False
+    in_pieces = expected.booked != "worst" or expected.ends == "finished"  # else all is lost
+    assert expected.kept.startswith(span_of(message))
+    assert bool(span_of(message)) == (in_pieces and bool(expected.kept))
+    assert outcome(message)["type"].endswith("failed") == (expected.ends == "failed")
+    check_books(side, [message])
+
+
 def test_the_table_has_every_fault():
     assert set(EXPECTED) == set(Fault)
 
