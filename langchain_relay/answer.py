@@ -182,7 +182,7 @@ class _Told:
         if self.opened is None or end is None:
             return []
         opened, self.opened = self.opened, None
-        failed = CallFailed(opened.request, opened.model, opened.n, end)
+        failed = CallFailed(opened.request, end.model or opened.model, opened.n, end)
         return [
             (name, {**data, "error": "the answer was closed"} if name == CALL_FAILED else data)
             for name, data in wire_events(failed)

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, closing
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -38,8 +39,16 @@ from pydantic import PrivateAttr, SkipValidation, model_validator
 from langchain_relay import runs
 from langchain_relay.answer import Answer, achunks, chunks
 from langchain_relay.budget import Budget
-from langchain_relay.checks import SAMPLING, check_fields, check_per_call, require, stop_strings
-from langchain_relay.delegates.handover import Terms
+from langchain_relay.checks import (
+    SAMPLING,
+    check_countable,
+    check_fields,
+    check_per_call,
+    require,
+    stop_strings,
+)
+from langchain_relay.delegates.fallback import members
+from langchain_relay.delegates.handover import Member, Terms
 from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.resolve import resolve_delegate
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
@@ -116,8 +125,8 @@ class RelayChatModel(BaseChatModel):
     """Local model: an alias (`"smollm2-135m"`), a path to a `.gguf`, `"hf:org/repo/file.gguf"`,
     or a `LlamaCppModel`."""
     delegate: Annotated[Any, SkipValidation]
-    """Hosted model: any `BaseChatModel`, an `OpenAIDelegate`, a `LocalDelegate`, or a string such
-    as `"openai:gpt-5-mini"`."""
+    """Hosted model: any `BaseChatModel`, an `OpenAIDelegate`, a `LocalDelegate`, a string such as
+    `"openai:gpt-5-mini"`, or a `FallbackDelegate` of several."""
     policy: Annotated[Policy, SkipValidation] = CallTokens()
     """Who writes next; see `langchain_relay.policies`."""
     teach: Literal["auto", "few_shot", "none"] = "auto"
@@ -220,7 +229,7 @@ class RelayChatModel(BaseChatModel):
             self._local = self._local_model(self.model)
             self._check_roles(self._local)
             self._book = PriceBook(self.prices)
-            self._check_budget(self._hosted.model)
+            self._check_budget(None)
         return self
 
     @model_validator(mode="after")
@@ -248,11 +257,25 @@ class RelayChatModel(BaseChatModel):
             return ()
         return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
 
-    def _price(self, model: str) -> Price | None:
-        if isinstance(self._hosted, LocalDelegate) and model not in (self.prices or {}):
+    def _members(self, hosted_model: str | None) -> list[Member]:
+        """Who may be asked, in order; `hosted_model` renames the first."""
+        first, *others = members(self._hosted)
+        return [self._member(first, hosted_model), *(self._member(one, None) for one in others)]
+
+    def _member(self, delegate: Delegate, model: str | None) -> Member:
+        limiters = (self.delegate_rate_limiter, getattr(delegate, "rate_limiter", None))
+        return Member(
+            delegate,
+            self._price(delegate, model or delegate.model),
+            model,
+            reported_price=partial(self._price, delegate),
+            rate_limiters=tuple(limiter for limiter in limiters if limiter is not None),
+        )
+
+    def _price(self, delegate: Delegate, model: str) -> Price | None:
+        if isinstance(delegate, LocalDelegate) and model not in (self.prices or {}):
             return UserPrice(Decimal(0), Decimal(0), source="local")
-        base_url = self._hosted.fingerprint.get("base_url")
-        return self._book.find(model, base_url=base_url)
+        return self._book.find(model, base_url=delegate.fingerprint.get("base_url"))
 
     def _check_roles(self, local: LocalModel) -> None:
         """One model in both roles would wait for a sequence that it holds itself.
@@ -260,14 +283,14 @@ class RelayChatModel(BaseChatModel):
         Raises:
             UsageMistake: the delegate decodes on `local`.
         """
-        if isinstance(self._hosted, LocalDelegate) and self._hosted.plays(local):
+        if any(isinstance(d, LocalDelegate) and d.plays(local) for d in members(self._hosted)):
             raise UsageMistake(
                 "model and delegate decode in one context, so that answers would wait for "
                 "sequences they hold themselves: give LocalDelegate a model of its own, "
                 "LlamaCppModel(..., share=False)"
             )
 
-    def _check_budget(self, model: str) -> None:
+    def _check_budget(self, hosted_model: str | None) -> None:
         """A budget that cannot hold is refused before anything is written.
 
         Raises:
@@ -276,18 +299,15 @@ class RelayChatModel(BaseChatModel):
         """
         if not self._budgets:
             return
-        if self._hosted.worst_attempts is None:
-            raise UsageMistake(
-                f"a budget needs to see every request, but nobody can say how often "
-                f"{type(self._hosted).__name__} for {model!r} retries on its own: wrap a client "
-                f"in OpenAIDelegate, or give the chat model a `max_retries` field"
-            )
-        if any(budget.usd is not None for budget in self._budgets) and self._price(model) is None:
-            raise PriceUnknown(
-                f"Budget(usd=...) needs a price of {model!r} and none is known: pass "
-                f"prices={{{model!r}: (input_usd_per_mtok, output_usd_per_mtok)}}, or limit "
-                f"tokens= or calls= instead"
-            )
+        in_usd = any(budget.usd is not None for budget in self._budgets)
+        for member in self._members(hosted_model):
+            check_countable(member.delegate, member.name)
+            if in_usd and member.price is None:
+                raise PriceUnknown(
+                    f"Budget(usd=...) needs a price of {member.name!r} and none is known: pass "
+                    f"prices={{{member.name!r}: (input_usd_per_mtok, output_usd_per_mtok)}}, or "
+                    f"limit tokens= or calls= instead"
+                )
 
     # --- one answer -----------------------------------------------------------------------------
 
@@ -362,24 +382,25 @@ class RelayChatModel(BaseChatModel):
         hosted_model: str | None,
         answer_id: str,
     ) -> Terms:
-        limiters = (self.delegate_rate_limiter, getattr(self._hosted, "rate_limiter", None))
+        first, *fallbacks = self._members(hosted_model)
         return Terms(
-            delegate=self._hosted,
+            delegate=first.delegate,
             messages=tuple(messages),
-            model=hosted_model,
-            price=self._price(hosted_model or self._hosted.model),
-            reported_price=self._price,
+            model=first.model,
+            price=first.price,
+            reported_price=first.reported_price,
             limits=tuple(budget.limit(answer_id) for budget in self._budgets),
             ledger=self.ledger or DEFAULT_LEDGER,
             timeout_s=self.timeout,
             max_retries=self.max_retries,
             count=local.count,
-            rate_limiters=tuple(limiter for limiter in limiters if limiter is not None),
+            rate_limiters=first.rate_limiters,
+            fallbacks=tuple(fallbacks),
         )
 
     def _ends_on_stop(self) -> bool:
         if self.end_on_delegate_stop == "auto":
-            return self._hosted.mode == "completion"
+            return all(one.mode == "completion" for one in members(self._hosted))
         return self.end_on_delegate_stop
 
     # --- the four ways of LangChain -------------------------------------------------------------

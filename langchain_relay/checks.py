@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_relay.budget import Budget
 from langchain_relay.engine.policy import Policy
-from langchain_relay.engine.values import Sampling
+from langchain_relay.engine.values import Delegate, Sampling
 from langchain_relay.errors import UnknownDelegate, UsageMistake
 
 if TYPE_CHECKING:
@@ -95,6 +95,20 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
         if not least <= value <= most:
             bounds = f"at least {least}" if most == inf else f"from {least} to {most}"
             raise UsageMistake(f"{name}={value}: must be {bounds}")
+
+
+def check_countable(delegate: Delegate, model: str) -> None:
+    """A budget needs to see every request.
+
+    Raises:
+        UsageMistake: nobody can say how many requests one attempt sends.
+    """
+    if delegate.worst_attempts is None:
+        raise UsageMistake(
+            f"a budget needs to see every request, but nobody can say how often "
+            f"{type(delegate).__name__} for {model!r} retries on its own: wrap a client "
+            f"in OpenAIDelegate, or give the chat model a `max_retries` field"
+        )
 
 
 def stop_strings(stop: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -11,7 +11,8 @@
     ├── BudgetExceeded                           ModelPermissionDeniedError, never retried
     ├── DelegateError                            ModelAPIError
     │   ├── DelegateTimeout                      ModelTimeoutError
-    │   └── DelegateTruncated                    ModelConnectionError
+    │   ├── DelegateTruncated                    ModelConnectionError
+    │   └── CircuitOpen                          ModelConnectionError
     └── LocalModelError                          ModelError
 
 The engine raises its own classes (`langchain_relay.engine.errors`), which know nothing of
@@ -31,6 +32,7 @@ from langchain_relay.engine import errors as engine
 
 __all__ = [
     "BudgetExceeded",
+    "CircuitOpen",
     "ContextOverflowError",
     "DelegateError",
     "DelegateTimeout",
@@ -96,6 +98,10 @@ class DelegateTruncated(engine.DelegateTruncated, DelegateError, core.ModelConne
     """The hosted stream ended without a finish reason."""
 
 
+class CircuitOpen(engine.CircuitOpen, DelegateError, core.ModelConnectionError):
+    """The host gave no response to several attempts in a row and is not asked for a while."""
+
+
 class LocalModelError(engine.LocalModelError, core.ModelError):
     """The local engine failed or was closed."""
 
@@ -112,6 +118,7 @@ _PUBLIC: dict[type[engine.RelayError], type[engine.RelayError]] = {
     engine.DelegateError: DelegateError,
     engine.DelegateTimeout: DelegateTimeout,
     engine.DelegateTruncated: DelegateTruncated,
+    engine.CircuitOpen: CircuitOpen,
     engine.LocalModelError: LocalModelError,
 }
 

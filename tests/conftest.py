@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.allow_hosts(LOOPBACK))
         if item.get_closest_marker("gguf"):
             item.add_marker(pytest.mark.xdist_group("gguf"))
+
+
+@pytest.fixture(autouse=True)
+def closed_breakers() -> Iterator[None]:
+    """The breakers are the process's, and ports of the loopback are used again."""
+    yield
+    from langchain_relay.delegates.breaker import BREAKERS
+
+    BREAKERS.forget()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The command line: `langchain-relay demo`."""
+"""The command line: `langchain-relay demo` and `langchain-relay chat`."""
 
 from __future__ import annotations
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from langchain_relay.errors import RelayError
+
+
+class PolicyName(StrEnum):
+    """Who writes next; see `langchain_relay.policies`."""
+
+    CALL_TOKENS = "call-tokens"
+    SWITCH_CUES = "switch-cues"
+    FIXED_LENGTH = "fixed-length"
+    SINGLE_HANDOFF = "single-handoff"
+    ALWAYS = "always"
+    NEVER = "never"
+
 
 app = typer.Typer(
     help="A small local model writes; where it asks, a hosted model writes a few tokens.",
@@ -56,6 +69,102 @@ def demo(
     except RelayError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def chat(
+    *,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Local model: alias, path to a .gguf, hf:org/repo/file.gguf, or the URL of a "
+            "completion server (llama-server, vLLM, SGLang)."
+        ),
+    ] = "smollm2-135m",
+    delegate: Annotated[
+        str | None,
+        typer.Option(
+            help="Hosted model, such as openai:gpt-5-mini or anthropic:claude-haiku-4-5. Default: "
+            "one whose key is set (OPENAI_API_KEY, ANTHROPIC_API_KEY), else a stand-in: a second "
+            "SmolLM2 behind a real server on loopback."
+        ),
+    ] = None,
+    policy: Annotated[
+        PolicyName, typer.Option(help="Who decides that the hosted model writes.")
+    ] = PolicyName.CALL_TOKENS,
+    budget_usd: Annotated[
+        str | None,
+        typer.Option(
+            help="US dollars one answer may cost. Default: 0.01, or no limit where no price of "
+            "the hosted model is known."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.", min=1)] = 512,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the local model; 0 takes the likeliest.", min=0)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the local model; the same seed, the same answers.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt for both models.")] = None,
+    n_ctx: Annotated[
+        int | None,
+        typer.Option(help="Context of the conversation in tokens; a server may not tell.", min=1),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Decode threads; by default one per core.", min=1)
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="For a server that does not tell its chat template (all but llama-server): a GGUF "
+            "with the vocabulary and template of its model, named as for --model."
+        ),
+    ] = None,
+) -> None:
+    """Talk to a local model that asks a hosted one for help.
+
+    Words of the hosted model are colored. Below each answer: hand-overs, the share of hosted
+    tokens, what they cost, and how many tokens of the prompt were in the local cache already.
+
+    Type a question, or a command: /report, /delegation never (or auto, always), /save FILE, /new,
+    /help, /quit. Ctrl-C stops an answer and keeps what was written; at an empty prompt it ends
+    the program, as Ctrl-D does. Up and down bring back what was typed, in earlier sessions too.
+
+    Lines may come from a pipe: answers go to standard output, all else to standard error.
+
+    Try:
+
+    langchain-relay chat --delegate openai:gpt-5-mini --budget-usd 0.02
+
+    langchain-relay chat --model ./qwen.gguf --policy switch-cues --n-ctx 8192
+
+    langchain-relay chat --model http://127.0.0.1:8080
+
+    echo "What is 23*17?" | langchain-relay chat --temperature 0
+    """
+    from langchain_relay.cli.chat import Settings
+    from langchain_relay.cli.chat import chat as run
+
+    settings = Settings(
+        model=model,
+        delegate=delegate,
+        policy=policy.value,
+        budget_usd=budget_usd,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        n_ctx=n_ctx,
+        n_threads=threads,
+        tokenizer=tokenizer,
+    )
+    try:
+        status = run(settings)
+    except RelayError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error
+    raise typer.Exit(status)
 
 
 @app.command()

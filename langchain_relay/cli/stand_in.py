@@ -105,7 +105,12 @@ def stand_in(*, seed: int, temperature: float, n_threads: int = 1) -> Iterator[s
     with (
         tempfile.TemporaryFile("w+") as said,  # a pipe that nobody reads would fill up
         subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal goes to all of its processes
         ) as server,
     ):
         try:

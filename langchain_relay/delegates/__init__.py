@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.chat_model import ChatModelDelegate
+    from langchain_relay.delegates.fallback import FallbackDelegate
     from langchain_relay.delegates.local import LocalDelegate
     from langchain_relay.delegates.openai import OpenAIDelegate
 
-__all__ = ["ChatModelDelegate", "LocalDelegate", "OpenAIDelegate"]
+__all__ = ["ChatModelDelegate", "FallbackDelegate", "LocalDelegate", "OpenAIDelegate"]
 
 _HOMES = {
     "ChatModelDelegate": "langchain_relay.delegates.chat_model",
+    "FallbackDelegate": "langchain_relay.delegates.fallback",
     "LocalDelegate": "langchain_relay.delegates.local",
     "OpenAIDelegate": "langchain_relay.delegates.openai",
 }

@@ -21,7 +21,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.continuation import Repeated, continue_messages
-from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, with_own_connections
 from langchain_relay.delegates.probe import Probing
@@ -123,6 +123,11 @@ class ChatModelDelegate(Probing):
         return self._chat.rate_limiter
 
     @property
+    def base_url(self) -> str | None:
+        """Where requests go, without credentials; delegates that share it share a breaker."""
+        return _base_url(self._chat)
+
+    @property
     def worst_attempts(self) -> int | None:
         """See `Delegate.worst_attempts`."""
         return self._worst
@@ -135,7 +140,7 @@ class ChatModelDelegate(Probing):
             "delegate": f"{cls.__module__}.{cls.__qualname__}",
             "model": self.model,
             "mode": self._mode,
-            "base_url": _base_url(self._chat),
+            "base_url": self.base_url,
             "settings": _settings(self._chat),
         }
 
@@ -208,8 +213,9 @@ class ChatModelDelegate(Probing):
         return chat, {**kwargs, "max_tokens": attempt.max_tokens}
 
     def _generations(self, attempt: Attempt) -> Generator[ChatGeneration, None, None]:
-        chat, kwargs = self._request(self._chat, attempt)
-        messages = self._messages(attempt)
+        with building(self.model):
+            chat, kwargs = self._request(self._chat, attempt)
+            messages = self._messages(attempt)
         if not _streams(chat, ("_stream",)):
             yield _only(chat._generate(messages, run_manager=attempt.run_manager, **kwargs))  # noqa: SLF001 - see the module
             return
@@ -220,8 +226,9 @@ class ChatModelDelegate(Probing):
     async def _agenerations(self, attempt: Attempt) -> AsyncGenerator[ChatGeneration, None]:
         """Async twin of `_generations`."""
         own = self._per_loop.get(lambda: _on_this_loop(self._chat, self._families))
-        chat, kwargs = self._request(own, attempt)
-        messages = self._messages(attempt)
+        with building(self.model):
+            chat, kwargs = self._request(own, attempt)
+            messages = self._messages(attempt)
         if not _streams(chat, ("_astream", "_stream")):
             run = attempt.run_manager
             result = await chat._agenerate(messages, run_manager=run, **kwargs)  # noqa: SLF001 - see the module

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,7 +35,6 @@ _NEVER_CONNECTED = frozenset(
         "ConnectTimeout",
         "PoolTimeout",
         "ProxyError",
-        "UnsupportedProtocol",
         # urllib3 and aiohttp
         "NewConnectionError",
         "ConnectTimeoutError",
@@ -64,6 +64,28 @@ _CONNECTION_BROKE = frozenset(
 )
 """Errors of a connection that stood; the request may have been worked on."""
 
+_NO_REQUEST = frozenset({"UnsupportedProtocol", "InvalidURL", "UnicodeEncodeError"})
+"""Errors of a request that cannot be written down; another try would be no better."""
+
+_BUILDERS = frozenset(
+    {
+        # LangChain's chat models: openai and its relatives, anthropic; groq, mistralai, fireworks;
+        # google-genai; ollama
+        *("_get_request_payload", "_create_message_dicts", "_prepare_request", "_chat_params"),
+        # the SDKs of OpenAI and Anthropic, and httpx
+        *("_build_request", "build_request"),
+    }
+)
+"""Functions that turn messages into a request: an error that went through one is older than it."""
+
+_READERS = frozenset(
+    {
+        *("iter_raw", "aiter_raw"),  # httpx reads a body
+        *("_create_chat_result", "_convert_chunk_to_generation_chunk"),  # LangChain reads a reply
+    }
+)
+"""Functions that read what came behind the response header."""
+
 _TIMED_OUT = frozenset(
     {"APITimeoutError", "ReadTimeout", "WriteTimeout", "ConnectTimeout", "PoolTimeout"}
 )
@@ -85,24 +107,66 @@ def translated(model: str, received: Callable[[], bool]) -> Iterator[None]:
         raise delegate_error(error, model=model, received=received()) from error
 
 
-def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateError:
-    """The `DelegateError` that says what `error` means for retries and for money.
+@contextmanager
+def building(model: str) -> Iterator[None]:
+    """Raise whatever goes wrong inside as a `DelegateError` that costs nothing and is not retried.
 
-    `sent` is `False` only for an HTTP error status before any content and for a connection that
-    never stood: then the provider has nothing to bill.
+    For what is done before anything can have been sent; errors of ours pass through.
+    """
+    try:
+        yield
+    except RelayError:
+        raise
+    except Exception as error:
+        raise _not_built(error, model) from error
+
+
+def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateError:
+    """The `DelegateError` that says what `error` means for retries, for money and for the breaker.
+
+    `sent` is `False` only for an HTTP error status before any content, for a connection that never
+    stood and for a request that was never built: then the provider has nothing to bill. `answered`
+    is `True` behind a response header, `False` where the connection or the time ended before one.
     """
     status = _http_status(error)
     names = _names_along_causes(error)
+    functions = _functions_along_causes(error)
+    if not received and status is None and (names & _NO_REQUEST or functions & _BUILDERS):
+        return _not_built(error, model)
+    replied = received or status is not None or bool(functions & _READERS)
     connected = not (names & _NEVER_CONNECTED or _is_of_a_dead_loop(error))
     sent = received or (connected and (status is None or status < _ERROR_STATUS))
     message = f"{model}: {_one_line(error)}"
-    retry_after_s = _retry_after_s(error)
+    facts: dict[str, Any] = {
+        "sent": sent,
+        "retry_after_s": _retry_after_s(error),
+        "answered": True if replied else _answered(error, names),
+    }
     if _is_timeout(error, names):
-        return DelegateTimeout(message, retryable=True, sent=sent, retry_after_s=retry_after_s)
+        return DelegateTimeout(message, retryable=True, **facts)
     if received and names & _CONNECTION_BROKE:
-        return DelegateTruncated(f"{message} (in the middle of the stream)", retryable=True)
-    retryable = _is_retryable(error, status, names)
-    return DelegateError(message, retryable=retryable, sent=sent, retry_after_s=retry_after_s)
+        return DelegateTruncated(
+            f"{message} (in the middle of the stream)", retryable=True, answered=True
+        )
+    retryable = _is_retryable(error, status, names, replied=replied)
+    return DelegateError(message, retryable=retryable, **facts)
+
+
+def _not_built(error: Exception, model: str) -> DelegateError:
+    message = f"{model}: the request could not be built: {_one_line(error)}"
+    return DelegateError(message, retryable=False, sent=False)
+
+
+def _answered(error: Exception, names: frozenset[str]) -> bool | None:
+    """What an error that nothing is known to have come before says about the response header."""
+    if _is_malformed_reply(error):
+        return True
+    if "PoolTimeout" in names:
+        return None  # our own connections are all in use
+    silent = names & (_NEVER_CONNECTED | _CONNECTION_BROKE | {"APIConnectionError"})
+    if silent or isinstance(error, ModelConnectionError) or _is_timeout(error, names):
+        return False
+    return None
 
 
 def _is_timeout(error: Exception, names: frozenset[str]) -> bool:
@@ -110,20 +174,27 @@ def _is_timeout(error: Exception, names: frozenset[str]) -> bool:
     return isinstance(error, kinds) or bool(names & _TIMED_OUT)
 
 
-def _is_retryable(error: Exception, status: int | None, names: frozenset[str]) -> bool:
+def _is_malformed_reply(error: Exception) -> bool:
+    """langchain-openai 1.7.3 lets these through from its reading of a reply."""
+    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+
+
+def _is_retryable(
+    error: Exception, status: int | None, names: frozenset[str], *, replied: bool
+) -> bool:
     if _is_out_of_credit(error):
         return False
     if status is not None and status >= _ERROR_STATUS:
         return status in _RETRYABLE_STATUS or status >= _SERVER_ERROR_STATUS
     if isinstance(error, ModelError) and not isinstance(error, ModelConnectionError):
         return error.is_retryable
-    if _is_of_a_dead_loop(error):
+    if _is_of_a_dead_loop(error) or isinstance(error, ModelConnectionError):
         return True
-    if isinstance(error, ModelConnectionError) or names & (_NEVER_CONNECTED | _CONNECTION_BROKE):
-        return True
-    # Malformed replies: langchain-openai 1.7.3 lets JSONDecodeError and ValueError ("Unexpected
-    # response type") through, and the SDK reports an error event inside a stream as APIError.
-    return isinstance(error, ValueError) or bool(names & {"APIError", "APIConnectionError"})
+    if _is_malformed_reply(error) or (replied and isinstance(error, ValueError)):
+        return True  # the reply made no sense; any other ValueError may be the request's
+    # The SDKs report an error event inside a stream as APIError.
+    known = _NEVER_CONNECTED | _CONNECTION_BROKE | {"APIError", "APIConnectionError"}
+    return bool(names & known)
 
 
 def _is_of_a_dead_loop(error: Exception) -> bool:
@@ -153,14 +224,24 @@ def _names_along_causes(error: BaseException) -> frozenset[str]:
 
     Only `__cause__` is followed: `__context__` may be an earlier attempt that is being handled.
     """
-    names: set[str] = set()
-    seen: set[int] = set()
+    return frozenset(cls.__name__ for link in _causes(error) for cls in type(link).__mro__)
+
+
+def _functions_along_causes(error: BaseException) -> frozenset[str]:
+    """Names of the functions that the error and what it was raised from went through."""
+    frames = (
+        frame for link in _causes(error) for frame, _ in traceback.walk_tb(link.__traceback__)
+    )
+    return frozenset(frame.f_code.co_name for frame in frames)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        names |= {cls.__name__ for cls in type(link).__mro__}
+    while link is not None and link not in causes:
+        causes.append(link)
         link = link.__cause__
-    return frozenset(names)
+    return causes
 
 
 def _retry_after_s(error: Exception) -> float | None:

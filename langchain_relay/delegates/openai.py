@@ -24,7 +24,7 @@ from langchain_relay.delegates.continuation import (
     completion_prompt,
     continue_messages,
 )
-from langchain_relay.delegates.failures import translated
+from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
 from langchain_relay.delegates.probe import Probing
@@ -123,6 +123,11 @@ class OpenAIDelegate(Probing):
         return self._mode
 
     @property
+    def base_url(self) -> str:
+        """Where requests go, without credentials; delegates that share it share a breaker."""
+        return without_credentials(self._clients.base_url)
+
+    @property
     def worst_attempts(self) -> int:
         """See `Delegate.worst_attempts`. The client's retries are off."""
         return 1
@@ -134,7 +139,7 @@ class OpenAIDelegate(Probing):
             "delegate": f"openai.{self._api}",
             "model": self._model,
             "mode": self._mode,
-            "base_url": without_credentials(self._clients.base_url),
+            "base_url": self.base_url,
             "limit_name": self._limit_name,
             "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
             "extra_body": self._extra_body,
@@ -154,9 +159,12 @@ class OpenAIDelegate(Probing):
             DelegateError: the host failed; its subclasses say how.
         """
         reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
+        with building(self.model):
+            request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.sync).create
-            with create(**self._request(attempt)) as chunks:
+            with create(**request) as chunks:
+                yield Delta()  # the response header has come
                 for chunk in chunks:
                     yield reader.read(chunk)
             reader.end()
@@ -164,9 +172,12 @@ class OpenAIDelegate(Probing):
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
         reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
+        with building(self.model):
+            request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
             create = self._endpoint(self._clients.asynchronous).create
-            async with await create(**self._request(attempt)) as chunks:
+            async with await create(**request) as chunks:
+                yield Delta()
                 async for chunk in chunks:
                     yield reader.read(chunk)
             reader.end()

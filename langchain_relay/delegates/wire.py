@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates.handover import (
     Abandoned,
@@ -182,16 +183,18 @@ class _Line:
         self._parent = parent
         self._pump: _Pump | None = None
         self._child: Any = None
+        self._model = ""  # who was asked last
 
     def perform(self, ask: Wire) -> Delta | None:
         match ask:
-            case Admit(deadline):
-                self._admit(deadline)
+            case Admit(deadline, limiters):
+                self._admit(deadline, limiters)
                 return None
-            case Send(attempt):
+            case Send(attempt, delegate):
+                self._model = attempt.model or delegate.model
                 if self._parent is not None:
-                    self._child = open_child(self._parent, self._terms.delegate, attempt)
-                self._pump = _Pump(self._terms.delegate, replace(attempt, run_manager=self._child))
+                    self._child = open_child(self._parent, delegate, attempt)
+                self._pump = _Pump(delegate, replace(attempt, run_manager=self._child))
                 return None
             case Next(deadline):
                 assert self._pump is not None, "Send comes before Next"
@@ -206,8 +209,8 @@ class _Line:
                 time.sleep(seconds)
                 return None
 
-    def _admit(self, deadline: float) -> None:
-        for limiter in self._terms.rate_limiters:
+    def _admit(self, deadline: float, limiters: tuple[BaseRateLimiter, ...]) -> None:
+        for limiter in limiters:
             while not limiter.acquire(blocking=False):
                 time.sleep(_limiter_pause_s(deadline - self._terms.clock()))
 
@@ -219,13 +222,9 @@ class _Line:
         if child is None:
             return
         if isinstance(ask.error, DelegateError):
-            child.on_llm_error(ask.error, response=_result(self._terms, ask))
+            child.on_llm_error(ask.error, response=result(ask.received, self._model))
         else:
-            child.on_llm_end(_result(self._terms, ask))
-
-
-def _result(terms: Terms, ask: Close) -> Any:
-    return result(ask.received, terms.model_name)
+            child.on_llm_end(result(ask.received, self._model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +292,10 @@ class _Pump:
 
 
 def _timed_out() -> DelegateTimeout:
-    # An attempt that used up the deadline is not retried: nothing is left of it.
-    return DelegateTimeout("the hosted model did not finish within `timeout`", retryable=False)
+    # An attempt that used up the deadline is not retried: nothing is left of it. Whether the host
+    # had begun to answer is known to who counted the pieces.
+    message = "the hosted model did not finish within `timeout`"
+    return DelegateTimeout(message, retryable=False, answered=False)
 
 
 def _limiter_pause_s(left_s: float) -> float:
@@ -326,17 +327,19 @@ class _AsyncLine:
         self._parent = parent
         self._stream: AsyncIterator[Delta] | None = None
         self._child: Any = None
+        self._model = ""  # who was asked last
 
     async def perform(self, ask: Wire) -> Delta | None:
         match ask:
-            case Admit(deadline):
-                await self._admit(deadline)
+            case Admit(deadline, limiters):
+                await self._admit(deadline, limiters)
                 return None
-            case Send(attempt):
+            case Send(attempt, delegate):
+                self._model = attempt.model or delegate.model
                 if self._parent is not None:
-                    self._child = await aopen_child(self._parent, self._terms.delegate, attempt)
+                    self._child = await aopen_child(self._parent, delegate, attempt)
                 attempt = replace(attempt, run_manager=self._child)
-                self._stream = self._terms.delegate.astream(attempt)
+                self._stream = delegate.astream(attempt)
                 return None
             case Next(deadline):
                 delta = await self._next(deadline - self._terms.clock())
@@ -350,8 +353,8 @@ class _AsyncLine:
                 await asyncio.sleep(seconds)
                 return None
 
-    async def _admit(self, deadline: float) -> None:
-        for limiter in self._terms.rate_limiters:
+    async def _admit(self, deadline: float, limiters: tuple[BaseRateLimiter, ...]) -> None:
+        for limiter in limiters:
             while not await limiter.aacquire(blocking=False):
                 pause_s = _limiter_pause_s(deadline - self._terms.clock())
                 await asyncio.sleep(pause_s)
@@ -378,9 +381,9 @@ class _AsyncLine:
         if child is None:
             return
         if isinstance(ask.error, DelegateError):
-            await child.on_llm_error(ask.error, response=_result(self._terms, ask))
+            await child.on_llm_error(ask.error, response=result(ask.received, self._model))
         else:
-            await child.on_llm_end(_result(self._terms, ask))
+            await child.on_llm_end(result(ask.received, self._model))
 
 
 async def _closed(stream: AsyncIterator[Delta]) -> None:

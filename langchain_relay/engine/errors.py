@@ -11,7 +11,8 @@
     ├── BudgetExceeded          a budget refused a hand-over
     ├── DelegateError           the hosted side failed
     │   ├── DelegateTimeout     it took longer than `timeout`
-    │   └── DelegateTruncated   its stream ended without a finish reason
+    │   ├── DelegateTruncated   its stream ended without a finish reason
+    │   └── CircuitOpen         its host did not answer lately and is left alone for a while
     └── LocalModelError         the local engine failed or was closed
 
 `langchain_relay.errors` has the same names with langchain-core's error family as second base.
@@ -107,6 +108,8 @@ class DelegateError(RelayError):
         retryable: Another attempt may succeed.
         sent: The provider answered with content or may have begun to; money may be owed.
         retry_after_s: Seconds the provider asked to wait, if it said so.
+        answered: A response header came (`True`), or the attempt ended before one (`False`).
+            `None`: nobody knows, or nothing was tried.
     """
 
     def __init__(
@@ -116,11 +119,13 @@ class DelegateError(RelayError):
         retryable: bool = False,
         sent: bool = True,
         retry_after_s: float | None = None,
+        answered: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.sent = sent
         self.retry_after_s = retry_after_s
+        self.answered = answered
 
 
 class DelegateTimeout(DelegateError):
@@ -129,6 +134,10 @@ class DelegateTimeout(DelegateError):
 
 class DelegateTruncated(DelegateError):
     """The hosted stream ended without a finish reason."""
+
+
+class CircuitOpen(DelegateError):
+    """The host gave no response to several attempts in a row and is not asked for a while."""
 
 
 class LocalModelError(RelayError):

@@ -6,6 +6,7 @@ length are watches over this loop. It reads no clock and talks to nobody; a driv
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -246,13 +247,12 @@ class _Relay:
     ) -> Generator[Ask | Event, Answer, SpanEnd]:
         """Hosted pieces through the watch, onto the screen and into the local context."""
         span = _Span(self, handoff, ask.call_id, opened.model)
-        pending = ""
         while True:
             got = yield Pull()
-            pending += got.text if isinstance(got, SpanPiece) else ""
-            verdict = self.watch.piece(pending, last=isinstance(got, SpanEnd))
-            yield from span.take(pending[: verdict.chars])
-            pending = pending[verdict.chars :]
+            if isinstance(got, SpanPiece):
+                span.add(got)
+            verdict = self.watch.piece(span.pending, last=isinstance(got, SpanEnd))
+            yield from span.take(verdict.chars)
             if why := self._enough(verdict):
                 got = got if isinstance(got, SpanEnd) else (yield Hangup(why))
             if isinstance(got, SpanEnd):
@@ -264,15 +264,16 @@ class _Relay:
         return "cut" if self._over or isinstance(verdict, Cut) else None
 
     def _close_span(self, ask: SpanRequest, opened: Opened, end: SpanEnd) -> TurnFlow:
+        model = end.model or opened.model
         if end.why in ("failed", "truncated", "refused"):
-            yield CallFailed(ask, opened.model, opened.max_tokens, end)
+            yield CallFailed(ask, model, opened.max_tokens, end)
             if end.why == "refused":
                 return self._on_refusal(end)
             if self.bounds.on_failure == "raise" and end.error is not None:
                 raise end.error
         else:
             declined = end.local_tokens == 0
-            yield SpanClosed(ask, opened.model, opened.max_tokens, end, declined)
+            yield SpanClosed(ask, model, opened.max_tokens, end, declined)
         verdict = self.watch.span_end(end)
         if end.local_tokens:
             self.at_end = False  # there is something new to go on from
@@ -306,9 +307,30 @@ class _Span:
         self.model = model
         self.text = ""
         self.tokens = 0
+        self.pending = ""
+        """Text that the policy has not taken yet."""
+        self.writers: deque[tuple[str, int]] = deque()  # of the pending text: model, characters
         self.tally = TokenTally(relay.text.count)
 
-    def take(self, text: str) -> Generator[Ask | Event, Answer, None]:
+    def add(self, piece: SpanPiece) -> None:
+        """Text arrived; in the middle of a span another model may have taken over."""
+        model, chars = piece.model or self.model, len(piece.text)
+        if self.writers and self.writers[-1][0] == model:
+            chars += self.writers.pop()[1]
+        self.writers.append((model, chars))
+        self.pending += piece.text
+
+    def take(self, chars: int) -> Generator[Ask | Event, Answer, None]:
+        """Take the first `chars` pending characters, each in the name of who wrote it."""
+        text, self.pending = self.pending[:chars], self.pending[chars:]
+        while text:
+            model, wrote = self.writers.popleft()
+            if len(text) < wrote:
+                self.writers.appendleft((model, wrote - len(text)))
+            yield from self._write(text[:wrote], model)
+            text = text[wrote:]
+
+    def _write(self, text: str, model: str) -> Generator[Ask | Event, Answer, None]:
         """Put hosted text into the answer and into the local context, within the bounds."""
         if not text:
             return
@@ -322,9 +344,7 @@ class _Span:
         before, self.tokens = self.tokens, self.tally.add(text)
         self.text += text
         new_tokens = self.tokens - before
-        yield from transcript.show(
-            TextAdded(text, "delegate", new_tokens, self.call_id, self.model)
-        )
+        yield from transcript.show(TextAdded(text, "delegate", new_tokens, self.call_id, model))
         if not transcript.screen.hit:
             yield transcript.feed(text, new_tokens)
 

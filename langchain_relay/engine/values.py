@@ -239,9 +239,13 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class SpanPiece:
-    """A piece of hosted text, seam already mended."""
+    """A piece of hosted text, seam already mended.
+
+    `model` is who wrote it; `None`: who was asked first.
+    """
 
     text: str
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,7 @@ class SpanEnd:
         trimmed: Text the hosted side repeated and the seam removed.
         error: The error behind `refused`, `failed` or `truncated`.
         warnings: Limits that this hand-over brought past their warning share.
+        model: Who wrote last, or was asked last; `None`: who was asked first.
     """
 
     why: EndWhy
@@ -263,6 +268,7 @@ class SpanEnd:
     trimmed: str = ""
     error: Exception | None = None
     warnings: tuple[BudgetWarning, ...] = ()
+    model: str | None = None
 
 
 class SpanSource(Protocol):

@@ -155,14 +155,16 @@ def test_text_no_encoding_can_carry_is_answered_locally() -> None:
     assert relay(local, ScriptedDelegate("blue ")).invoke("a lone \ud83d half").text.endswith("so.")
 
 
-def test_a_delegate_that_cannot_say_its_bound_raises_its_own_error() -> None:
+def test_a_delegate_that_cannot_say_its_bound_fails_and_the_local_model_goes_on() -> None:
     class Broken(ScriptedDelegate):
         def input_bound(self, attempt: Attempt) -> int:
             raise LookupError("no bound")
 
     local = ScriptedLocal(*PIECES)
-    with pytest.raises(LookupError, match="no bound"):
-        relay(local, Broken("blue ")).invoke("?")
+    answer = relay(local, Broken("blue ")).invoke("?")
+    events = answer.response_metadata["relay"]["events"]
+    assert events[-1]["type"] == "relay.call.failed"
+    assert "LookupError: no bound" in events[-1]["error"]
     assert local.open_sessions == 0
 
 

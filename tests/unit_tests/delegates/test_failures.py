@@ -19,7 +19,7 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
 )
 
-from langchain_relay.delegates.failures import delegate_error, translated
+from langchain_relay.delegates.failures import building, delegate_error, translated
 from langchain_relay.engine.errors import (
     BudgetExceeded,
     DelegateError,
@@ -81,7 +81,11 @@ def test_a_status_behind_content_is_owed():
         (ModelInvalidRequestError("what?"), False, True),
         (ContextOverflowError("too long"), False, True),
         (json.JSONDecodeError("Expecting value", "{", 1), True, True),
-        (ValueError("Unexpected response type"), True, True),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), True, True),
+        (ValueError("who knows when"), False, True),
+        (httpx.UnsupportedProtocol("no http://"), False, False),
+        (httpx.InvalidURL("no URL"), False, False),
+        (UnicodeEncodeError("ascii", "k\u00e9y", 1, 2, "not in range"), False, False),
         (RuntimeError("Event loop is closed"), True, False),
         (TypeError("a bug"), False, True),
     ],
@@ -91,6 +95,83 @@ def test_errors_without_a_status_are_told_by_their_kind(
 ):
     out = mapped(error)
     assert (out.retryable, out.sent) == (retryable, sent)
+
+
+def raised_in(function: str, error: Exception, cause: Exception | None = None) -> Exception:
+    """`error` as it comes out of a function of that name."""
+    if cause is not None:
+        error.__cause__ = raised_in(function, cause)
+        return error
+    names: dict[str, Any] = {"error": error}
+    exec(f"def {function}(): raise error", names)
+    with pytest.raises(type(error)) as raised:
+        names[function]()
+    return raised.value
+
+
+BUILDERS = [
+    *("_get_request_payload", "_create_message_dicts", "_prepare_request", "_chat_params"),
+    *("_build_request", "build_request"),
+]
+READERS = ["iter_raw", "aiter_raw", "_create_chat_result", "_convert_chunk_to_generation_chunk"]
+
+
+@pytest.mark.parametrize("function", BUILDERS)
+@pytest.mark.parametrize("error", [ValueError("no such role"), TypeError("no such type")])
+def test_a_request_that_could_not_be_built_costs_nothing_and_is_not_retried(
+    function: str, error: Exception
+):
+    out = mapped(raised_in(function, error))
+    assert (out.retryable, out.sent, out.answered) == (False, False, None)
+    assert "the request could not be built" in str(out)
+    wrapped = mapped(raised_in(function, RuntimeError("wrapped"), cause=error))
+    assert (wrapped.retryable, wrapped.sent) == (False, False)
+
+
+def test_behind_content_nothing_is_a_matter_of_building():
+    out = mapped(raised_in("build_request", ValueError("odd")), received=True)
+    assert (out.retryable, out.sent, out.answered) == (True, True, True)
+
+
+def test_what_is_built_before_anything_is_sent_is_marked_as_such():
+    with pytest.raises(DelegateError) as raised, building("m"):
+        raise ValueError("no such role")
+    assert (raised.value.retryable, raised.value.sent) == (False, False)
+    with pytest.raises(BudgetExceeded), building("m"):
+        raise BudgetExceeded(unit="calls", needed=1, left=0, limit=0)
+
+
+@pytest.mark.parametrize("function", READERS)
+def test_what_goes_wrong_in_reading_a_reply_may_be_tried_again(function: str):
+    out = mapped(raised_in(function, ValueError("Unexpected response type")))
+    assert (out.retryable, out.sent, out.answered) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"),
+    [
+        (httpx.ConnectError("refused"), False),
+        (httpx.ConnectTimeout("late"), False),
+        (httpx.ReadTimeout("late"), False),
+        (httpx.ReadError("reset"), False),
+        (httpx.RemoteProtocolError("disconnected without a response"), False),
+        (ModelConnectionError("down"), False),
+        (ModelTimeoutError("late"), False),
+        (TimeoutError(), False),
+        (raised_in("iter_raw", httpx.ReadTimeout("late")), True),
+        (raised_in("aiter_raw", httpx.ReadError("reset")), True),
+        (raised_in("iter_raw", ModelConnectionError("down"), httpx.ReadError("reset")), True),
+        (StatusError(500), True),
+        (StatusError(401), True),
+        (json.JSONDecodeError("Expecting value", "{", 1), True),
+        (httpx.PoolTimeout("all in use"), None),
+        (RuntimeError("Event loop is closed"), None),
+        (TypeError("a bug"), None),
+    ],
+)
+def test_whether_there_was_a_response_header(error: Exception, answered: bool | None):
+    assert mapped(error).answered is answered
+    assert mapped(error, received=True).answered is True
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""What each fault comes to for the user: how the hand-over ends, what is kept, what is booked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.faults import STATUS, Fault
+from tests.faults.script import CALL_TAGS_TEXT, DEFAULT_TEXT, IGNORED_LIMIT_TEXT, MEBIBYTE_TEXT
+
+Booked = Literal["reported", "worst", "released"]
+
+N = 8
+"""What the local model asks for."""
+
+MOST_BYTES = 8 * N
+"""Where a span is cut at the latest if the host ignores the limit."""
+
+TIMEOUT_S = 0.4
+"""The deadline of hand-overs to hosts that are too slow for it."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How one hand-over, sent once, ends under the default policy.
+
+    Attributes:
+        ends: `declined` is a `finished` that brought nothing.
+        booked: As reported, at the worst case, or not at all.
+        kept: The text of the span; with `whole=False` it may be any beginning of it.
+        error_types: Classes the error may have.
+        says: What the error says.
+        retryable: Whether another attempt is made where retries are allowed.
+    """
+
+    ends: Literal["finished", "declined", "failed"]
+    booked: Booked
+    kept: str = ""
+    whole: bool = True
+    error_types: tuple[str, ...] = ()
+    says: str = ""
+    retryable: bool = False
+
+
+KEPT = "blue light"
+"""What stands before a fault in the middle of the stream."""
+
+_NOT_RETRYABLE = {Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.NOT_FOUND}
+
+
+def _status(fault: Fault) -> Expected:
+    again = fault not in _NOT_RETRYABLE
+    return Expected(
+        "failed",
+        "released",
+        error_types=("DelegateError",),
+        says=str(STATUS[fault]),
+        retryable=again,
+    )
+
+
+def _broken(kept: str, *error_types: str, says: str = "") -> Expected:
+    return Expected("failed", "worst", kept, error_types=error_types, says=says, retryable=True)
+
+
+def _late(kept: str = "", *, whole: bool = True) -> Expected:
+    return Expected("failed", "worst", kept, whole=whole, error_types=("DelegateTimeout",))
+
+
+EXPECTED: Mapping[Fault, Expected] = {
+    **{fault: _status(fault) for fault in STATUS},
+    Fault.SLOW_HEADERS: _late(),
+    Fault.SLOW_TOKENS: _late(DEFAULT_TEXT, whole=False),
+    Fault.STALLED: _late(KEPT),
+    Fault.KEEP_ALIVE: _late(KEPT),
+    Fault.RESET_BEFORE_HEADERS: _broken("", "DelegateError"),
+    Fault.RESET_BEFORE_TOKEN: _broken("", "DelegateError", "DelegateTruncated"),
+    Fault.RESET_AFTER_TOKEN: _broken(KEPT, "DelegateTruncated"),
+    Fault.TRUNCATED: _broken(KEPT, "DelegateTruncated", says="finish reason"),
+    Fault.TRUNCATED_BODY: _broken(KEPT, "DelegateTruncated"),
+    Fault.MALFORMED_JSON: _broken(KEPT, "DelegateError", says="malformed reply"),
+    Fault.ERROR_EVENT: _broken(KEPT, "DelegateError"),
+    Fault.INVALID_UTF8: _broken(KEPT, "DelegateError"),
+    Fault.WRONG_CONTENT_TYPE: _broken("", "DelegateError", "DelegateTruncated"),
+    Fault.NO_USAGE: Expected("finished", "worst", DEFAULT_TEXT),
+    Fault.IGNORED_LIMIT: Expected("finished", "reported", IGNORED_LIMIT_TEXT, whole=False),
+    Fault.MEBIBYTE: Expected("finished", "reported", MEBIBYTE_TEXT, whole=False),
+    Fault.CALL_TAGS: Expected("finished", "reported", CALL_TAGS_TEXT),
+    Fault.EMPTY_CHOICE: Expected("declined", "reported"),
+    Fault.TOOL_CALLS: Expected("declined", "reported"),
+    Fault.REFUSAL: Expected("declined", "reported"),
+    Fault.CONTENT_FILTER: Expected(
+        "failed", "reported", KEPT, error_types=("DelegateError",), says="content_filter"
+    ),
+}
+
+TOO_SLOW = frozenset({Fault.SLOW_HEADERS, Fault.SLOW_TOKENS, Fault.STALLED, Fault.KEEP_ALIVE})
+"""Faults that use up the deadline."""
