@@ -123,7 +123,7 @@ class RelayChatModel(BaseChatModel):
 
     model: Annotated[str | Path | LocalModel, SkipValidation]
     """Local model: an alias (`"smollm2-135m"`), a path to a `.gguf`, `"hf:org/repo/file.gguf"`,
-    or a `LlamaCppModel`."""
+    a `LlamaCppModel`, or a `CompletionServerModel`."""
     delegate: Annotated[Any, SkipValidation]
     """Hosted model: any `BaseChatModel`, an `OpenAIDelegate`, a `LocalDelegate`, a string such as
     `"openai:gpt-5-mini"`, or a `FallbackDelegate` of several."""
