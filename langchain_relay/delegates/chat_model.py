@@ -41,7 +41,11 @@ _LIMIT_FIELDS = (
 """Names under which chat models keep the limit of a reply; the first one a class has is set."""
 
 _REASONING_FIELDS = (
-    *("reasoning", "reasoning_effort", "thinking", "thinking_budget", "thinking_level"),
+    "reasoning",
+    "reasoning_effort",
+    "thinking",
+    "thinking_budget",
+    "thinking_level",
 )
 """Fields by which a user says how much a model is to reason."""
 
@@ -175,7 +179,7 @@ class ChatModelDelegate(Probing):
     # --- one request ----------------------------------------------------------------------------
 
     def _reader(self, attempt: Attempt) -> ChunkReader:
-        return ChunkReader(self._chat, Repeated(attempt.draft) if self._echoes else None)
+        return ChunkReader(self._chat, Repeated(attempt.draft if self._echoes else ""))
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
         messages = continue_messages(

@@ -101,7 +101,7 @@ class ChunkReader:
     """
 
     def __init__(self, model: object, repeated: Repeated | None = None) -> None:
-        self._repeated = repeated
+        self._repeated = repeated or Repeated("")
         known = families(model)
         table = [keys for name, keys in FINISH_KEYS.items() if name in known]
         self._keys = table[0] if table else _ANY_FINISH_KEY
@@ -120,11 +120,8 @@ class ChunkReader:
             finish = "stop"  # a whole reply cannot be a cut stream
         self.finish = finish or self.finish
         self.received = True
-        text = str(message.text)
-        if self._repeated is not None:
-            text = self._repeated.push(text) + (self._repeated.flush() if self.finish else "")
         return Delta(
-            text=text,
+            text=self._repeated.take(str(message.text), ended=self.finish is not None),
             usage=self._counted(message),
             finish=finish,
             model=metadata.get("model_name") or metadata.get("model") or None,

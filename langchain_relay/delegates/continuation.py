@@ -213,7 +213,7 @@ class Repeated:
     A reply that begins otherwise is left alone. Any chunking gives the same text.
 
     Args:
-        draft: The draft as it was sent.
+        draft: The draft as it was sent; empty: nothing is repeated.
     """
 
     def __init__(self, draft: str) -> None:
@@ -230,6 +230,10 @@ class Repeated:
         held, expected = self._held, self._expected
         self._held = self._expected = ""
         return held.removeprefix(expected)
+
+    def take(self, text: str, *, ended: bool) -> str:
+        """Take a piece that may be the last one; returns what of it is new."""
+        return self.push(text) + (self.flush() if ended else "")
 
     def flush(self) -> str:
         """The reply has ended; returns what was withheld."""

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Mode
 
-__all__ = ["HOSTS", "HostRule", "Spelling", "ends_in", "host_rule"]
+__all__ = ["HOSTS", "HostRule", "Spelling", "first_fitting", "host_rule"]
 
 Spelling = Literal["prefix", "partial", "continue_final_message"]
 """How `flag` mode is written: a key of the last message, or vLLM's field of the request."""
@@ -49,19 +49,6 @@ class HostRule:
     models: str = ""
     flag: Spelling | None = None
     echoes: bool = False
-
-    def fits(self, classes: Iterable[str], address: str, model: str) -> bool:
-        """Whether the row is about this model.
-
-        Args:
-            classes: The names of its class and bases.
-            address: Host and path of its base URL, without the scheme.
-            model: Its name.
-        """
-        named = not self.classes.isdisjoint(classes)
-        return (named or ends_in(address, self.addresses)) and bool(
-            re.search(self.models, model, re.IGNORECASE)
-        )
 
 
 _CLAUDE_TO_4_5 = (
@@ -212,11 +199,41 @@ SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pul
 
 def host_rule(classes: Iterable[str], address: str, model: str) -> HostRule | None:
     """The first row that fits; `None`: nothing is known."""
+    return first_fitting(HOSTS, classes, address, model)
+
+
+class Row(Protocol):
+    """A row of a table about hosts: a class or an address, and names of models."""
+
+    @property
+    def classes(self) -> frozenset[str]: ...
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+    @property
+    def models(self) -> str: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+def first_fitting(rows: Iterable[R], classes: Iterable[str], address: str, model: str) -> R | None:
+    """The first row that is about a model; `None`: there is none.
+
+    Args:
+        rows: The table.
+        classes: The names of the chat model's class and bases.
+        address: Host and path of its base URL, without the scheme.
+        model: Its name.
+    """
     known = frozenset(classes)
-    return next((rule for rule in HOSTS if rule.fits(known, address, model)), None)
+    for row in rows:
+        named = not row.classes.isdisjoint(known) or _ends_in(address, row.addresses)
+        if named and re.search(row.models, model, re.IGNORECASE):
+            return row
+    return None
 
 
-def ends_in(address: str, ends: tuple[str, ...]) -> bool:
+def _ends_in(address: str, ends: tuple[str, ...]) -> bool:
     """Whether the host of `address` ends in one of `ends`, and its path begins as theirs does."""
     host, _, path = address.partition("/")
     host = host.rpartition("@")[2].partition(":")[0]

@@ -158,7 +158,7 @@ class OpenAIDelegate(Probing):
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
+        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -171,7 +171,7 @@ class OpenAIDelegate(Probing):
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader = _Reader(Repeated(attempt.draft) if self._echoes else None)
+        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -220,7 +220,7 @@ class OpenAIDelegate(Probing):
 class _Reader:
     """Reads one attempt's chunks, of either API."""
 
-    def __init__(self, repeated: Repeated | None = None) -> None:
+    def __init__(self, repeated: Repeated) -> None:
         self._repeated = repeated
         self.received = False
         self._finished = False
@@ -231,11 +231,8 @@ class _Reader:
         finish = normal_finish(getattr(choice, "finish_reason", None))
         self._finished = self._finished or finish is not None
         usage = getattr(chunk, "usage", None)
-        text = _text(choice)
-        if self._repeated is not None:
-            text = self._repeated.push(text) + (self._repeated.flush() if self._finished else "")
         return Delta(
-            text=text,
+            text=self._repeated.take(_text(choice), ended=self._finished),
             usage=_usage(usage) if usage else None,
             finish=finish,
             model=chunk.model or None,

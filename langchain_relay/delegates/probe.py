@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ def classified(reply: str) -> Verdict:
     return "echo" if repeats else "restart"
 
 
-class Probing:
+class Probing(ABC):
     """What delegates of hosts have in common: they can find out how a host continues.
 
     `_mode` and `_echoes` are a delegate's own; a mode that nobody chose is that of the last probe.
@@ -91,9 +92,9 @@ class Probing:
     _echoes: bool
 
     @property
+    @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:
         """See `Delegate.fingerprint`."""
-        raise NotImplementedError
 
     def probe(self) -> Probed:
         """Ask the host once whether it continues a begun answer; the verdict is kept on disk.
@@ -155,10 +156,10 @@ def _refused(error: DelegateError) -> Verdict:
 # --- kept on disk -------------------------------------------------------------------------------
 
 
-def remembered(fingerprint: Mapping[str, Any], folder: Path | None = None) -> Probed | None:
+def remembered(fingerprint: Mapping[str, Any]) -> Probed | None:
     """The verdict on a delegate with this fingerprint; `None`: it was not probed."""
     try:
-        facts = json.loads(_file(fingerprint, folder).read_text(encoding="utf-8"))
+        facts = json.loads(_file(fingerprint).read_text(encoding="utf-8"))
         probed = Probed(**facts)
         date.fromisoformat(probed.day)
     except (OSError, ValueError, TypeError):
@@ -177,7 +178,7 @@ def _kept(delegate: Delegate, verdict: Verdict, reply: str) -> Probed:
         day=datetime.now(UTC).date().isoformat(),
         package=version("langchain-relay"),
     )
-    path = _file(fingerprint, None)
+    path = _file(fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, delete=False, encoding="utf-8", suffix=".part"
@@ -187,10 +188,10 @@ def _kept(delegate: Delegate, verdict: Verdict, reply: str) -> Probed:
     return probed
 
 
-def _file(fingerprint: Mapping[str, Any], folder: Path | None) -> Path:
+def _file(fingerprint: Mapping[str, Any]) -> Path:
     known = {name: fingerprint.get(name) for name in ("delegate", "model", "base_url", "mode")}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
-    return (folder or _folder()) / f"{digest[:24]}.json"
+    return _folder() / f"{digest[:24]}.json"
 
 
 def _folder() -> Path:

@@ -6,12 +6,11 @@ user's own is never touched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_relay.delegates.hosts import ends_in
+from langchain_relay.delegates.hosts import first_fitting
 
 __all__ = ["REASONING", "ReasoningRule", "least_reasoning"]
 
@@ -157,9 +156,4 @@ def least_reasoning(classes: Iterable[str], address: str, model: str) -> Reasoni
         address: Host and path of its base URL, without the scheme.
         model: Its name.
     """
-    known = frozenset(classes)
-    for rule in REASONING:
-        named = not rule.classes.isdisjoint(known) or ends_in(address, rule.addresses)
-        if named and re.search(rule.models, model, re.IGNORECASE):
-            return rule
-    return None
+    return first_fitting(REASONING, classes, address, model)
