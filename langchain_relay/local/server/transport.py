@@ -270,7 +270,6 @@ class Loop:
             await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await last()
-            await self._loop.shutdown_asyncgens()
         finally:
             self._loop.call_soon(self._loop.stop)
 
@@ -279,6 +278,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     # Not a method: the thread must not keep whoever it works for.
     try:
         loop.run_forever()
+        # httpx leaves its inner generators to the loop, which closes each in a task of its own.
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        closing = loop.time() + STOP_S
+        while (tasks := asyncio.all_tasks(loop)) and loop.time() < closing:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_S))
     finally:
         loop.close()
 

@@ -840,3 +840,35 @@ def test_a_conversation_s_requests_carry_one_name(connect):
     )
     assert first == second != other
     assert "Hi" not in first
+
+
+def test_generators_left_to_the_loop_are_closed_before_it_ends():
+    closed = []
+
+    async def inner() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append("inner")
+
+    async def outer() -> AsyncIterator[int]:
+        try:
+            async for one in inner():
+                yield one
+        finally:
+            closed.append("outer")
+
+    async def work() -> None:
+        async for _ in outer():
+            await asyncio.sleep(TIMEOUT_S)
+
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    loop = Loop()
+    loop.call(lambda: loop.start(work()))
+    loop.result(nothing)
+    loop.stop(nothing)
+    assert closed == ["outer", "inner"]
