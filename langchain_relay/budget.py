@@ -1,42 +1,87 @@
-"""What an answer may spend on hosted models."""
+"""What may be spent on hosted models, for whom, and in which window of time."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Account, Limit
 from langchain_relay.errors import UsageMistake
 
+__all__ = ["Allowance", "Budget", "Window"]
+
+Window = Literal["minute", "hour", "day", "week", "month"]
+
+EVERYBODY = "all"
+"""The key of the scope `global`."""
+
+_KEYS: Mapping[str, tuple[str, ...]] = {"thread": ("thread_id",), "user": ("user_id", "user")}
+"""Where the key of a scope stands in the config; any other scope is the name itself."""
+
+_SCOPES_WITHOUT_KEY = frozenset({"run", "global"})
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of one answer, enforced before each request to a hosted model.
+    """Limits, enforced before each request to a hosted model.
 
     Money is checked against the worst case of a request (an upper bound of its input and all the
     tokens it may write), so the limit is never passed; only what a provider reports above that
-    bound can. `usd` and `calls` refuse a hand-over, `tokens` first shortens it. A refusal is an
-    event, and the local model goes on. `Budget(calls=0)` is valid and means never.
+    bound can. `usd` and `calls` refuse a hand-over, `tokens` and `share` first shorten it. A
+    refusal is an event, and the local model goes on. Zero is a valid limit and means never.
+
+    ```python
+    Budget(usd="0.02")  # one answer
+    Budget(usd=5, scope="global", window="day", timezone="Europe/Berlin")
+    Budget(calls=100, scope="user", window="hour")  # config={"configurable": {"user_id": ...}}
+    Budget(usd=1, scope="project")  # config={"metadata": {"project": ...}}
+    ```
 
     Args:
         usd: US dollars; give a string or `Decimal` for exact amounts.
         tokens: Delegated output tokens.
         calls: Requests to hosted models that were not answered by an error.
-        warn_at: Share of a limit at which a `relay.budget.warning` is sent, once per limit.
+        share: Delegated tokens over all tokens that are written, 0 to 1. What an answer may still
+            write counts as written, so give `max_tokens` with it.
+        scope: Whose spending is counted together: `run` (one answer), `thread` (the config's
+            `thread_id`), `user` (its `user_id`), `global` (everybody who shares the ledger), or
+            any other name of the config's `configurable` or `metadata`.
+        window: After which the count begins anew, on the clock: `minute`, `hour`, `day`, `week`
+            (from Monday) or `month`. `None`: never.
+        timezone: IANA name of the time zone in which windows begin.
+        warn_at: Share of a limit at which a `relay.budget.warning` is sent, once per limit and
+            window. `None`: never.
 
     Raises:
-        UsageMistake: a limit is negative or no number, or no limit is given.
+        UsageMistake: a limit is negative or no number, no limit is given, or scope, window and
+            time zone are none or do not go together.
     """
 
     usd: str | Decimal | float | None = None
     tokens: int | None = None
     calls: int | None = None
+    share: float | None = None
+    scope: str = "run"
+    window: Window | None = None
+    timezone: str = "UTC"
     warn_at: float | None = 0.8
 
     def __post_init__(self) -> None:
-        if self.usd is None and self.tokens is None and self.calls is None:
-            raise UsageMistake("Budget() limits nothing: give usd=, tokens= or calls=")
+        if all(limit is None for limit in (self.usd, self.tokens, self.calls, self.share)):
+            raise UsageMistake("Budget() limits nothing: give usd=, tokens=, calls= or share=")
+        self._check_counts()
+        self._check_share("share", least=0)
+        self._check_share("warn_at")
+        self._check_scope()
+        self.limit_nanousd  # noqa: B018 - checks `usd` now, not at the first hand-over
+
+    def _check_counts(self) -> None:
         for name in ("tokens", "calls"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -45,12 +90,31 @@ class Budget:
                 raise UsageMistake(
                     f"Budget({name}={value}): a limit cannot be negative; 0 is never"
                 )
-        share: object = self.warn_at
-        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+
+    def _check_share(self, name: str, least: float | None = None) -> None:
+        value: object = getattr(self, name)
+        if value is None:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 < value <= 1 or value == least):  # type: ignore[operator]
+            raise UsageMistake(f"Budget({name}={value!r}): a share between 0 and 1, or None")
+
+    def _check_scope(self) -> None:
+        if not isinstance(self.scope, str) or not self.scope or self.scope.startswith("_"):
             raise UsageMistake(
-                f"Budget(warn_at={self.warn_at!r}): a share between 0 and 1, or None"
+                f"Budget(scope={self.scope!r}): 'run', 'thread', 'user', 'global', or the name of "
+                f"a key of the config"
             )
-        self.limit_nanousd  # noqa: B018 - checks `usd` now, not at the first hand-over
+        if self.window is not None and self.window not in get_args(Window):
+            raise UsageMistake(
+                f"Budget(window={self.window!r}): one of {', '.join(get_args(Window))}, or None"
+            )
+        if self.window is not None and self.scope == "run":
+            raise UsageMistake(
+                f"Budget(window={self.window!r}) with scope='run': an answer has no window; give "
+                f"scope='global', 'user', 'thread' or a key of the config"
+            )
+        _zone(self.timezone)
 
     @property
     def limit_nanousd(self) -> int | None:
@@ -66,7 +130,79 @@ class Budget:
             raise UsageMistake(f"Budget(usd={self.usd!r}): a limit is finite and not negative")
         return int(usd * NANOUSD_PER_USD)
 
-    def limit(self, run_id: str) -> Limit:
-        """The limit on the account of the answer with this run id."""
-        account = Account("run", run_id)
-        return Limit(account, self.limit_nanousd, self.tokens, self.calls, self.warn_at)
+    def allowance(self, run_id: str, config: Mapping[str, Any]) -> Allowance:
+        """The budget of one answer.
+
+        Args:
+            run_id: Of the answer.
+            config: It was called with, what it inherited included.
+
+        Raises:
+            UsageMistake: the config lacks the key of the scope.
+        """
+        if self.scope in _SCOPES_WITHOUT_KEY:
+            return Allowance(self, run_id if self.scope == "run" else EVERYBODY)
+        names = _KEYS.get(self.scope, (self.scope,))
+        for place in ("configurable", "metadata"):
+            values = config.get(place) or {}
+            for name in names:
+                if values.get(name) not in (None, ""):
+                    return Allowance(self, str(values[name]))
+        raise UsageMistake(
+            f"Budget(scope={self.scope!r}) needs {names[0]!r}, and this call has none: call with "
+            f"config={{'configurable': {{{names[0]!r}: ...}}}}, or in its 'metadata'"
+        )
+
+    def window_of(self, now: float) -> str | None:
+        """Name of the window in which `now` lies: its length and when it began."""
+        if self.window is None:
+            return None
+        local = datetime.fromtimestamp(now, _zone(self.timezone))
+        return f"{self.window} {_begin(local, self.window).isoformat(timespec='minutes')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A budget and whose it is.
+
+    Attributes:
+        budget: The limits.
+        key: Of the account, within the budget's scope.
+    """
+
+    budget: Budget
+    key: str
+
+    def account(self, now: float) -> Account:
+        """Where spending is counted now."""
+        return Account(self.budget.scope, self.key, self.budget.window_of(now))
+
+    def limit(self, now: float) -> Limit:
+        """What may be spent, but for `share`."""
+        budget = self.budget
+        return Limit(
+            self.account(now), budget.limit_nanousd, budget.tokens, budget.calls, budget.warn_at
+        )
+
+
+@lru_cache
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
+        raise UsageMistake(
+            f"Budget(timezone={name!r}): no such IANA time zone here; 'UTC' or, for example, "
+            f"'Europe/Berlin' (systems without time zones need the package tzdata)"
+        ) from error
+
+
+def _begin(local: datetime, window: Window) -> datetime:
+    """When the window around `local` began. `fold` tells the two 2 o'clocks of autumn apart."""
+    if window == "minute":
+        return local.replace(second=0, microsecond=0)
+    if window == "hour":
+        return local.replace(minute=0, second=0, microsecond=0)
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    if window == "week":
+        return midnight - timedelta(days=midnight.weekday())
+    return midnight.replace(day=1) if window == "month" else midnight
