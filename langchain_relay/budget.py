@@ -14,7 +14,7 @@ from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Account, Limit
 from langchain_relay.errors import UsageMistake
 
-__all__ = ["Allowance", "Budget", "Window"]
+__all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of"]
 
 Window = Literal["minute", "hour", "day", "week", "month"]
 
@@ -23,8 +23,6 @@ EVERYBODY = "all"
 
 _KEYS: Mapping[str, tuple[str, ...]] = {"thread": ("thread_id",), "user": ("user_id", "user")}
 """Where the key of a scope stands in the config; any other scope is the name itself."""
-
-_SCOPES_WITHOUT_KEY = frozenset({"run", "global"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,8 @@ class Budget:
             raise UsageMistake(f"Budget({name}={value!r}): a share between 0 and 1, or None")
 
     def _check_scope(self) -> None:
-        if not isinstance(self.scope, str) or not self.scope or self.scope.startswith("_"):
+        scope: object = self.scope
+        if not isinstance(scope, str) or not scope or scope.startswith("_"):
             raise UsageMistake(
                 f"Budget(scope={self.scope!r}): 'run', 'thread', 'user', 'global', or the name of "
                 f"a key of the config"
@@ -140,8 +139,10 @@ class Budget:
         Raises:
             UsageMistake: the config lacks the key of the scope.
         """
-        if self.scope in _SCOPES_WITHOUT_KEY:
-            return Allowance(self, run_id if self.scope == "run" else EVERYBODY)
+        if self.scope == "run":
+            return Allowance(self, run_id, once=True)
+        if self.scope == "global":
+            return Allowance(self, EVERYBODY)
         names = _KEYS.get(self.scope, (self.scope,))
         for place in ("configurable", "metadata"):
             values = config.get(place) or {}
@@ -168,10 +169,12 @@ class Allowance:
     Attributes:
         budget: The limits.
         key: Of the account, within the budget's scope.
+        once: For one answer: nobody asks for the account again.
     """
 
     budget: Budget
     key: str
+    once: bool = False
 
     def account(self, now: float) -> Account:
         """Where spending is counted now."""
@@ -183,6 +186,16 @@ class Allowance:
         return Limit(
             self.account(now), budget.limit_nanousd, budget.tokens, budget.calls, budget.warn_at
         )
+
+
+def allowance(given: Budget | Allowance, run_id: str, config: Mapping[str, Any]) -> Allowance:
+    """`Budget.allowance`; one that is decided already stays as it is."""
+    return given if isinstance(given, Allowance) else given.allowance(run_id, config)
+
+
+def budget_of(given: Budget | Allowance) -> Budget:
+    """The limits of either."""
+    return given.budget if isinstance(given, Allowance) else given
 
 
 @lru_cache

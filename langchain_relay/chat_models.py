@@ -8,6 +8,7 @@ invoke · stream · ainvoke · astream
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -30,7 +31,7 @@ from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import RunnableConfig
@@ -38,9 +39,10 @@ from pydantic import PrivateAttr, SkipValidation, model_validator
 
 from langchain_relay import runs
 from langchain_relay.answer import Answer, achunks, chunks
-from langchain_relay.budget import Budget
+from langchain_relay.budget import Allowance, Budget, allowance, budget_of
 from langchain_relay.checks import (
     SAMPLING,
+    budgets,
     check_countable,
     check_fields,
     check_per_call,
@@ -177,7 +179,7 @@ class RelayChatModel(BaseChatModel):
     # --- money ----------------------------------------------------------------------------------
 
     budget: Annotated[Budget | Sequence[Budget] | None, SkipValidation] = None
-    """What one answer may spend; of several the tightest refuses."""
+    """What may be spent, by this answer or by all of its scope; of several the tightest refuses."""
     ledger: Annotated[Ledger | None, SkipValidation] = None
     """Where spending is kept. `None`: in this process."""
     prices: Annotated[Mapping[str, tuple[Any, Any]] | None, SkipValidation] = None
@@ -229,7 +231,7 @@ class RelayChatModel(BaseChatModel):
             self._local = self._local_model(self.model)
             self._check_roles(self._local)
             self._book = PriceBook(self.prices)
-            self._check_budget(None)
+            self._check_budgets(budgets(self.budget), None)
         return self
 
     @model_validator(mode="after")
@@ -250,12 +252,6 @@ class RelayChatModel(BaseChatModel):
             n_gpu_layers=self.n_gpu_layers,
             max_concurrency=self.max_concurrency,
         )
-
-    @property
-    def _budgets(self) -> tuple[Budget, ...]:
-        if self.budget is None:
-            return ()
-        return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
 
     def _members(self, hosted_model: str | None) -> list[Member]:
         """Who may be asked, in order; `hosted_model` renames the first."""
@@ -290,16 +286,18 @@ class RelayChatModel(BaseChatModel):
                 "LlamaCppModel(..., share=False)"
             )
 
-    def _check_budget(self, hosted_model: str | None) -> None:
+    def _check_budgets(
+        self, given: tuple[Budget | Allowance, ...], hosted_model: str | None
+    ) -> None:
         """A budget that cannot hold is refused before anything is written.
 
         Raises:
             PriceUnknown: a budget in USD and no price.
             UsageMistake: nobody can say how many requests one attempt sends.
         """
-        if not self._budgets:
+        if not given:
             return
-        in_usd = any(budget.usd is not None for budget in self._budgets)
+        in_usd = any(budget_of(one).usd is not None for one in given)
         for member in self._members(hosted_model):
             check_countable(member.delegate, member.name)
             if in_usd and member.price is None:
@@ -325,8 +323,11 @@ class RelayChatModel(BaseChatModel):
         delegation: Delegation = kwargs.get("delegation") or "auto"
         policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
         hosted_model = kwargs.get("delegate_model")
-        if hosted_model is not None:
-            self._check_budget(hosted_model)
+        given = (*budgets(self.budget), *budgets(kwargs.get("budget")))
+        if hosted_model is not None or kwargs.get("budget") is not None:
+            self._check_budgets(given, hosted_model)
+        config = runs.config_of(run)
+        allowances = tuple(allowance(one, answer_id, config) for one in given)
         local = self._local_for(kwargs.get("model"))
         self._check_roles(local)
         return Answer(
@@ -335,7 +336,7 @@ class RelayChatModel(BaseChatModel):
             sampling=self._sampling(kwargs),
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
-            terms=self._terms(messages, local, hosted_model, answer_id),
+            terms=self._terms(messages, local, hosted_model, allowances),
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
@@ -380,7 +381,7 @@ class RelayChatModel(BaseChatModel):
         messages: list[BaseMessage],
         local: LocalModel,
         hosted_model: str | None,
-        answer_id: str,
+        allowances: tuple[Allowance, ...],
     ) -> Terms:
         first, *fallbacks = self._members(hosted_model)
         return Terms(
@@ -389,7 +390,7 @@ class RelayChatModel(BaseChatModel):
             model=first.model,
             price=first.price,
             reported_price=first.reported_price,
-            limits=tuple(budget.limit(answer_id) for budget in self._budgets),
+            limits=tuple(allowance.limit(time.time()) for allowance in allowances),
             ledger=self.ledger or DEFAULT_LEDGER,
             timeout_s=self.timeout,
             max_retries=self.max_retries,
@@ -473,7 +474,31 @@ class RelayChatModel(BaseChatModel):
             async for chunk in written:
                 yield chunk
 
-    # --- the run of an answer (see runs.py) -----------------------------------------------------
+    # --- run and config of an answer (see runs.py) ----------------------------------------------
+
+    def invoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """See `BaseChatModel.invoke`."""
+        with runs.configured(config):
+            return super().invoke(input, config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """See `BaseChatModel.ainvoke`."""
+        with runs.configured(config):
+            return await super().ainvoke(input, config, stop=stop, **kwargs)
 
     def _generate_with_cache(
         self,
@@ -505,11 +530,12 @@ class RelayChatModel(BaseChatModel):
     ) -> Iterator[AIMessageChunk]:
         """See `BaseChatModel.stream`."""
         config, run = runs.own_run(self, config, CallbackManager)
-        written, bound = super().stream(input, config, stop=stop, **kwargs), runs.bound(run)
+        written = super().stream(input, config, stop=stop, **kwargs)
+        bound, configured = runs.bound(run), runs.configured(config)
         try:
             while True:
                 # Bound only while core's generator runs, so that nothing leaks to the caller.
-                with bound:
+                with bound, configured:
                     chunk = next(written, None)
                 if chunk is None:
                     return
@@ -527,10 +553,11 @@ class RelayChatModel(BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """See `BaseChatModel.astream`."""
         config, run = runs.own_run(self, config, AsyncCallbackManager)
-        written, bound = super().astream(input, config, stop=stop, **kwargs), runs.bound(run)
+        written = super().astream(input, config, stop=stop, **kwargs)
+        bound, configured = runs.bound(run), runs.configured(config)
         try:
             while True:
-                with bound:
+                with bound, configured:
                     chunk = await anext(written, None)
                 if chunk is None:
                     return

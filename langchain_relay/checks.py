@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.budget import Budget
+from langchain_relay.budget import Allowance, Budget
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, Sampling
 from langchain_relay.errors import UnknownDelegate, UsageMistake
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from langchain_relay.chat_models import RelayChatModel
 
 SAMPLING = tuple(field.name for field in fields(Sampling))
-PER_CALL = frozenset({*SAMPLING, "max_tokens", "delegation", "model", "delegate_model"})
+PER_CALL = frozenset({*SAMPLING, "max_tokens", "delegation", "model", "delegate_model", "budget"})
 """What may be given anew for one call, beside `stop`."""
 
 
@@ -78,9 +78,19 @@ def check_fields(model: RelayChatModel) -> None:
         raise UsageMistake(
             f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
         )
-    budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget
-    if any(not isinstance(budget, Budget | None) for budget in budgets):
-        raise UsageMistake(f"budget={model.budget!r}: pass Budget(usd=...), or several in a list")
+    budgets(model.budget)
+
+
+def budgets(given: object) -> tuple[Budget | Allowance, ...]:
+    """One budget, several or none, as a tuple.
+
+    Raises:
+        UsageMistake: something else was given.
+    """
+    several = given if isinstance(given, list | tuple) else () if given is None else (given,)
+    if any(not isinstance(budget, Budget | Allowance) for budget in several):
+        raise UsageMistake(f"budget={given!r}: pass Budget(usd=...), or several in a list")
+    return tuple(several)
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:

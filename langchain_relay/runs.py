@@ -1,7 +1,8 @@
-"""Where an event goes: the handlers of the answer's own run, and LangGraph's custom stream.
+"""An answer's run and config, and where its events go: its handlers and LangGraph's custom stream.
 
 langchain-core passes no run manager to `_stream` under `stream()` and `astream()` (by design,
-langchain PR #23500), so the run is bound in a context variable while core's generator runs.
+langchain PR #23500), so the run is bound in a context variable while core's generator runs. The
+config reaches no model at all, and a run's metadata lacks its `thread_id`: it is bound likewise.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager, CallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -19,24 +20,43 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
 _RUN: ContextVar[BaseRunManager | None] = ContextVar("langchain_relay_run", default=None)
+_CONFIG: ContextVar[RunnableConfig | None] = ContextVar("langchain_relay_config", default=None)
+
+T = TypeVar("T")
 
 
-class bound:  # noqa: N801 - used like a function
-    """`current()` is `run` inside this block. May be entered again and again, not nested.
+class _bound(Generic[T]):  # noqa: N801 - used like a function
+    """A context variable has a value inside this block. May be entered again, not nested.
 
     A class, since `stream` enters it for every chunk and `contextmanager` makes three objects.
     """
 
-    __slots__ = ("_run", "_token")
+    __slots__ = ("_token", "_value", "_variable")
 
-    def __init__(self, run: BaseRunManager | None) -> None:
-        self._run = run
+    def __init__(self, variable: ContextVar[T], value: T) -> None:
+        self._variable = variable
+        self._value = value
 
     def __enter__(self) -> None:
-        self._token = _RUN.set(self._run)
+        self._token = self._variable.set(self._value)
 
     def __exit__(self, *error: object) -> None:
-        _RUN.reset(self._token)
+        self._variable.reset(self._token)
+
+
+def bound(run: BaseRunManager | None) -> _bound[BaseRunManager | None]:
+    """`current()` is `run` inside this block."""
+    return _bound(_RUN, run)
+
+
+def configured(config: RunnableConfig | None) -> _bound[RunnableConfig | None]:
+    """`config_of()` is `config` inside this block, with what it inherits from the caller's run."""
+    return _bound(_CONFIG, ensure_config(config))
+
+
+def config_of(run: BaseRunManager | None) -> Mapping[str, Any]:
+    """The config of the answer that is being written; of one without, its run's metadata."""
+    return _CONFIG.get() or {"metadata": run.metadata if run else {}}
 
 
 def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:
