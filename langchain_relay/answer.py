@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.outputs import ChatGenerationChunk
 
+from langchain_relay.budget import Allowance
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.drivers import adrive, aleased, drive, leased
 from langchain_relay.engine.events import (
@@ -57,9 +58,10 @@ class Answer:
         policy: Who writes next.
         bounds: What the answer may use; the lease adds what its context has left.
         terms: What hand-overs are under.
+        allowances: Its budgets, each with whose it is.
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
-        answer_id: The run's id; prefix of call ids and key of the budget's account.
+        answer_id: The run's id; prefix of call ids and key of what is counted for it alone.
     """
 
     local: LocalModel
@@ -68,6 +70,7 @@ class Answer:
     policy: Policy
     bounds: Bounds
     terms: Terms
+    allowances: tuple[Allowance, ...]
     end_on_delegate_stop: bool
     run: BaseRunManager | None
     answer_id: str
@@ -88,9 +91,10 @@ class Answer:
         return relay(watch, bounds, count=session.count, answer_id=self.answer_id)
 
     def forget(self) -> None:
-        """The answer is over: nobody will ask for its account again."""
-        for limit in self.terms.limits:
-            self.terms.ledger.close(limit.account)
+        """The answer is over: nobody will ask again for what was counted for it alone."""
+        for allowance in self.allowances:
+            if allowance.once:
+                self.terms.ledger.close(allowance.account(0.0))
 
 
 def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:

@@ -337,6 +337,7 @@ class RelayChatModel(BaseChatModel):
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
             terms=self._terms(messages, local, hosted_model, allowances),
+            allowances=allowances,
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
