@@ -79,11 +79,10 @@ def check_fields(model: RelayChatModel) -> None:
         raise UsageMistake(
             f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
         )
-    if model.redact is not None and (
-        not callable(model.redact) or iscoroutinefunction(model.redact)
-    ):
+    redact: object = model.redact
+    if redact is not None and (not callable(redact) or iscoroutinefunction(redact)):
         raise UsageMistake(
-            f"redact={model.redact!r}: pass a plain function from a text to the redacted text; it "
+            f"redact={redact!r}: pass a plain function from a text to the redacted text; it "
             f"runs in a thread where answers are awaited"
         )
     budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget

@@ -104,9 +104,10 @@ class TokenBound:
         self._text += text
         if not self._fits_at_worst():
             self._settle()
-        if self.over or not self._fits_at_worst():
-            return self._pass_on(self._settled)
-        return self._pass_on(len(self._text))
+        return self._pass_on(len(self._text) if self._sure() else self._settled)
+
+    def _sure(self) -> bool:
+        return not self.over and self._fits_at_worst()
 
     def _fits_at_worst(self) -> bool:
         """Whether everything fits even with a token for each new byte."""
