@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import iscoroutinefunction
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,12 @@ def check_fields(model: RelayChatModel) -> None:
             f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
         )
     budgets(model.budget)
+    redact: object = model.redact
+    if redact is not None and (not callable(redact) or iscoroutinefunction(redact)):
+        raise UsageMistake(
+            f"redact={redact!r}: pass a plain function from a text to the redacted text; it "
+            f"runs in a thread where answers are awaited"
+        )
 
 
 def budgets(given: object) -> tuple[Budget | Allowance, ...]:
