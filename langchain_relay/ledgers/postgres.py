@@ -7,9 +7,9 @@ No deadlocks: a function locks its own attempt first, while it holds nothing; th
 order of their ids. New accounts are inserted before, in the order of their names. Expired attempts
 of others are taken only where nobody holds them (`SKIP LOCKED`).
 
-What a crash of the server can lose, with its defaults (`fsync`, `synchronous_commit`): no reservation;
-how one was settled in the last half second, and then it expires and is booked at its worst case.
-With `synchronous_commit = off` reservations of that time as well.
+What a crash of the server can lose, with its defaults (`fsync`, `synchronous_commit`): no
+reservation; how one was settled in the last half second, and then it expires and is booked at its
+worst case. With `synchronous_commit = off` reservations of that time as well.
 """
 
 from __future__ import annotations

@@ -128,22 +128,11 @@ class SQLiteLedger(StoreLedger):
 
     def _finish(self, outcome: Outcome) -> None:
         with self._writing(durable=False) as db:
-            known = self._end(db, outcome)
+            known = _ended(db, outcome)
         if not known and outcome.state == "settled":
             with self._writing() as db:
-                if not self._end(db, outcome):
+                if not _ended(db, outcome):
                     _insert_settled(db, outcome)
-
-    @staticmethod
-    def _end(db: sqlite3.Connection, outcome: Outcome) -> bool:
-        """Book the end of an attempt; false if there is no such attempt."""
-        found = db.execute(
-            f"SELECT {ATTEMPT} FROM attempts WHERE key = ?",  # noqa: S608 - our own columns
-            (outcome.reservation.key,),
-        ).fetchone()
-        if found and found[8] in ("open", "expired"):
-            _end(db, found, outcome)
-        return found is not None
 
     def _balance(self, account: Account, now: float) -> tuple[Amount, Amount]:
         with self._writing(durable=False) as db:
@@ -409,7 +398,18 @@ def _insert_settled(db: sqlite3.Connection, outcome: Outcome) -> None:
         _book(db, row, settled=actual, booked=actual)
 
 
-def _end(db: sqlite3.Connection, found: tuple[Any, ...], outcome: Outcome) -> None:
+def _ended(db: sqlite3.Connection, outcome: Outcome) -> bool:
+    """Book the end of an attempt, unless it has one that is final; false if it is not known."""
+    found = db.execute(
+        f"SELECT {ATTEMPT} FROM attempts WHERE key = ?",  # noqa: S608 - our own columns
+        (outcome.reservation.key,),
+    ).fetchone()
+    if found and found[8] in ("open", "expired"):
+        _replace(db, found, outcome)
+    return found is not None
+
+
+def _replace(db: sqlite3.Connection, found: tuple[Any, ...], outcome: Outcome) -> None:
     """Book the actual amount in place of the worst case, which counts as settled if it expired."""
     attempt, worst, actual = found[0], Amount(*found[5:8]), outcome.actual
     more = actual - worst
