@@ -9,6 +9,7 @@
     ├── MissingExtra                             ImportError
     ├── ContextOverflowError                     ContextOverflowError
     ├── BudgetExceeded                           ModelPermissionDeniedError, never retried
+    ├── LedgerError                              ModelError
     ├── DelegateError                            ModelAPIError
     │   ├── DelegateTimeout                      ModelTimeoutError
     │   ├── DelegateTruncated                    ModelConnectionError
@@ -39,6 +40,7 @@ __all__ = [
     "DelegateError",
     "DelegateTimeout",
     "DelegateTruncated",
+    "LedgerError",
     "LocalModelError",
     "MissingExtra",
     "ModelNotFound",
@@ -86,6 +88,10 @@ class BudgetExceeded(engine.BudgetExceeded, core.ModelPermissionDeniedError):
     """A budget refused a hand-over before anything was spent on it."""
 
 
+class LedgerError(engine.LedgerError, core.ModelError):
+    """The store of a ledger cannot be reached or used, so nobody knows what is left."""
+
+
 class DelegateError(engine.DelegateError, core.ModelAPIError):
     """The hosted side failed; `retryable` says whether another try may succeed."""
 
@@ -127,6 +133,7 @@ _PUBLIC: dict[type[engine.RelayError], type[engine.RelayError]] = {
     engine.MissingExtra: MissingExtra,
     engine.ContextOverflowError: ContextOverflowError,
     engine.BudgetExceeded: BudgetExceeded,
+    engine.LedgerError: LedgerError,
     engine.DelegateError: DelegateError,
     engine.DelegateTimeout: DelegateTimeout,
     engine.DelegateTruncated: DelegateTruncated,

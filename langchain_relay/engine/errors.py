@@ -9,6 +9,7 @@
     │   └── MissingExtra        an optional dependency that is not installed
     ├── ContextOverflowError    the prompt or the answer does not fit into the local context
     ├── BudgetExceeded          a budget refused a hand-over
+    ├── LedgerError             the store of a ledger cannot be reached
     ├── DelegateError           the hosted side failed
     │   ├── DelegateTimeout     it took longer than `timeout`
     │   ├── DelegateTruncated   its stream ended without a finish reason
@@ -101,6 +102,14 @@ def _amount(value: int, unit: str) -> str:
     if unit != "usd":
         return f"{value} {unit.removesuffix('s') if value == 1 else unit}"
     return f"{value / NANOUSD_PER_USD:.9f}".rstrip("0").rstrip(".") + " USD"
+
+
+class LedgerError(RelayError):
+    """The store of a ledger cannot be reached or used, so nobody knows what is left.
+
+    A reservation that fails so was refused. Whether the store noted it before the connection broke
+    is not known: if it did, it expires and is booked at its worst case.
+    """
 
 
 class DelegateError(RelayError):
