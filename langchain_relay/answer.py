@@ -7,17 +7,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable
+import logging
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.outputs import ChatGenerationChunk
 
-from langchain_relay.budget import Allowance
-from langchain_relay.delegates.wire import HostedSide
+from langchain_relay.delegates.asks import Booking
+from langchain_relay.delegates.wire import HostedSide, abook, book
 from langchain_relay.engine.drivers import adrive, aleased, drive, leased
+from langchain_relay.engine.errors import LedgerError
 from langchain_relay.engine.events import (
     CallFailed,
     Event,
@@ -26,6 +28,7 @@ from langchain_relay.engine.events import (
     SpanOpened,
     TextAdded,
 )
+from langchain_relay.engine.ledger import Amount, Reservation
 from langchain_relay.engine.loop import Bounds, Flow, relay
 from langchain_relay.engine.policy import AnswerContext, Policy
 from langchain_relay.engine.values import (
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from langchain_relay.delegates.terms import Terms
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Everything that is decided before the first token.
@@ -58,7 +64,6 @@ class Answer:
         policy: Who writes next.
         bounds: What the answer may use; the lease adds what its context has left.
         terms: What hand-overs are under.
-        allowances: Its budgets, each with whose it is.
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
         answer_id: The run's id; prefix of call ids and key of what is counted for it alone.
@@ -70,7 +75,6 @@ class Answer:
     policy: Policy
     bounds: Bounds
     terms: Terms
-    allowances: tuple[Allowance, ...]
     end_on_delegate_stop: bool
     run: BaseRunManager | None
     answer_id: str
@@ -90,17 +94,31 @@ class Answer:
         watch = self.policy.watch(context)
         return relay(watch, bounds, count=session.count, answer_id=self.answer_id)
 
-    def forget(self) -> None:
-        """The answer is over: nobody will ask again for what was counted for it alone."""
-        for allowance in self.allowances:
+    def terms_in(self, session: LocalSession) -> Terms:
+        """The terms, with what the answer may write in this context."""
+        return replace(self.terms, max_tokens=min(self.bounds.max_tokens, session.context_left))
+
+    def last_bookings(self, written: int) -> Iterator[Booking]:
+        """The answer is over: what the ledger has to know, and what it may forget.
+
+        Args:
+            written: Tokens of both writers.
+        """
+        now = self.terms.now()
+        for allowance in self.terms.allowances:
+            account = allowance.account(now)
             if allowance.once:
-                self.terms.ledger.close(allowance.account(0.0))
+                yield Booking("close", (account,), {})
+            elif (counter := allowance.written(now)) is not None and written:
+                key = f"{self.answer_id}={account.scope}:{account.window}"
+                counted = Reservation(key, (counter,), Amount(tokens=written), now, at=now)
+                yield Booking("settle", (counted, counted.amount), {"now": now})
 
 
 def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
     """Write the answer; yields its chunks. Closing the iterator early gives everything back."""
     with translated(), closing(leased(answer.lease())) as session:
-        source = HostedSide(answer.terms, answer.run)
+        source = HostedSide(answer.terms_in(session), answer.run)
         told = _Told(answer, _checked(session))
         try:
             with closing(drive(answer.flow(session), session, source)) as events:
@@ -114,13 +132,15 @@ def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
                 for notice in told.unfinished(source.abandoned):
                     emit(answer.run, *notice)
             finally:
-                answer.forget()
+                for booking in answer.last_bookings(told.written):
+                    with _kept_going():
+                        book(answer.terms.ledger, booking)
 
 
 async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
     """Async twin of `chunks`."""
     with translated(), closing(await aleased(answer.lease())) as session:
-        source = HostedSide(answer.terms, answer.run)
+        source = HostedSide(answer.terms_in(session), answer.run)
         told = _Told(answer, _checked(session))
         try:
             async with aclosing(adrive(answer.flow(session), session, source)) as events:
@@ -134,7 +154,18 @@ async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
                 for notice in told.unfinished(source.abandoned):
                     await aemit(answer.run, *notice)
             finally:
-                answer.forget()
+                for booking in answer.last_bookings(told.written):
+                    with _kept_going():
+                        await abook(answer.terms.ledger, booking)
+
+
+@contextmanager
+def _kept_going() -> Iterator[None]:
+    """A ledger that is away breaks no answer."""
+    try:
+        yield
+    except LedgerError as error:
+        logger.warning("the ledger was not told the end of an answer: %s", error)
 
 
 def _checked(session: LocalSession) -> LocalSession:
@@ -181,6 +212,11 @@ class _Told:
         """What the user is told, if anything."""
         return self._last(event) if isinstance(event, Finished) else self.writer.chunk(event)
 
+    @property
+    def written(self) -> int:
+        """Tokens of both writers so far."""
+        return self.writer.local_tokens + self.writer.delegated_tokens
+
     def unfinished(self, end: SpanEnd | None) -> list[Notice]:
         """The end of a hand-over during which the answer was closed: `failed`, and charged."""
         if self.opened is None or end is None:
@@ -209,5 +245,4 @@ class _Told:
         if terms.price is None:
             return None
         question = sum(self.session.count(text_of(message)) for message in terms.messages)
-        written = self.writer.local_tokens + self.writer.delegated_tokens
-        return terms.price.cost_nanousd(Usage(question, written))
+        return terms.price.cost_nanousd(Usage(question, self.written))

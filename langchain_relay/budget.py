@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
@@ -180,12 +180,28 @@ class Allowance:
         """Where spending is counted now."""
         return Account(self.budget.scope, self.key, self.budget.window_of(now))
 
-    def limit(self, now: float) -> Limit:
-        """What may be spent, but for `share`."""
-        budget = self.budget
-        return Limit(
-            self.account(now), budget.limit_nanousd, budget.tokens, budget.calls, budget.warn_at
-        )
+    def limits(self, now: float, max_tokens: int, written: int) -> Iterator[Limit]:
+        """What may be spent.
+
+        Args:
+            now: Wall-clock seconds.
+            max_tokens: What the answer may write.
+            written: Tokens of the account's earlier answers, both writers together.
+        """
+        budget, account = self.budget, self.account(now)
+        counted = (budget.limit_nanousd, budget.tokens, budget.calls)
+        if any(limit is not None for limit in counted):
+            yield Limit(account, *counted, budget.warn_at)
+        if budget.share is not None:
+            most = int(Decimal(str(budget.share)) * (written + max_tokens))
+            yield Limit(account, tokens=most, warn_at=budget.warn_at, of_share=True)
+
+    def written(self, now: float) -> Account | None:
+        """Where the tokens of finished answers are counted; `None`: nobody asks for them."""
+        if self.budget.share is None or self.once:
+            return None
+        account = self.account(now)
+        return Account("_written", f"{account.scope}:{account.key}", account.window)
 
 
 def allowance(given: Budget | Allowance, run_id: str, config: Mapping[str, Any]) -> Allowance:

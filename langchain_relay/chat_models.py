@@ -8,7 +8,6 @@ invoke · stream · ainvoke · astream
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -59,6 +58,7 @@ from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
 from langchain_relay.errors import PriceUnknown, UsageMistake, translated
+from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.offline import offline
 from langchain_relay.policies import Always, CallTokens, Never
@@ -182,8 +182,11 @@ class RelayChatModel(BaseChatModel):
 
     budget: Annotated[Budget | Sequence[Budget] | None, SkipValidation] = None
     """What may be spent, by this answer or by all of its scope; of several the tightest refuses."""
-    ledger: Annotated[Ledger | None, SkipValidation] = None
-    """Where spending is kept. `None`: in this process."""
+    ledger: Annotated[Ledger | str | Path | None, SkipValidation] = None
+    """Where spending is kept: one of `langchain_relay.ledgers`, the path of a database of SQLite,
+    or the URL of one of Redis or PostgreSQL. `None`: in this process."""
+    on_ledger_error: Literal["refuse", "allow"] = "refuse"
+    """While the ledger cannot be reached: hand-overs are refused, or allowed and booked later."""
     prices: Annotated[Mapping[str, tuple[Any, Any]] | None, SkipValidation] = None
     """Own prices: `{model: (input, output)}` in USD per million tokens."""
     on_budget: Literal["continue", "raise", "stop"] = "continue"
@@ -211,6 +214,7 @@ class RelayChatModel(BaseChatModel):
     _local: LocalModel = PrivateAttr()
     _hosted: Delegate = PrivateAttr()
     _book: PriceBook = PrivateAttr()
+    _ledger: Ledger = PrivateAttr()
     _other_locals: dict[str, LocalModel] = PrivateAttr(default_factory=dict)
 
     # --- construction ---------------------------------------------------------------------------
@@ -238,6 +242,7 @@ class RelayChatModel(BaseChatModel):
             self._local = self._local_model(self.model)
             self._check_roles(self._local)
             self._book = PriceBook(self.prices)
+            self._ledger = DEFAULT_LEDGER if self.ledger is None else ledger_from(self.ledger)
             self._check_budgets(budgets(self.budget), None)
         return self
 
@@ -344,7 +349,6 @@ class RelayChatModel(BaseChatModel):
             policy=policy,
             bounds=self._bounds(policy, stop, kwargs, delegation),
             terms=self._terms(messages, local, hosted_model, allowances),
-            allowances=allowances,
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
@@ -398,8 +402,10 @@ class RelayChatModel(BaseChatModel):
             model=first.model,
             price=first.price,
             reported_price=first.reported_price,
-            limits=tuple(allowance.limit(time.time()) for allowance in allowances),
-            ledger=self.ledger or DEFAULT_LEDGER,
+            allowances=allowances,
+            ledger=self._ledger,
+            records=self.ledger is not None,
+            on_ledger_error=self.on_ledger_error,
             timeout_s=self.timeout,
             max_retries=self.max_retries,
             count=local.count,

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
 from uuid import uuid4
 
@@ -37,6 +38,7 @@ from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Amount, Ledger
 from langchain_relay.errors import BudgetExceeded, UsageMistake
+from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
 from langchain_relay.report import usd
 from langchain_relay.schema import CALL_DENIED
@@ -160,7 +162,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         *,
         run: Budget | None = None,
         thread: Budget | None = None,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | Path | None = None,
         exit_behavior: ExitBehavior = "local",
     ) -> None:
         super().__init__()
@@ -174,7 +176,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         for scope, budget in ((RUN, run), (THREAD, thread)):
             if budget is not None:
                 self._budgets[scope] = _of_an_agent(budget, scope, in_ledger=ledger is not None)
-        self._ledger = ledger
+        self._given = ledger
+        self._ledger = None if ledger is None else ledger_from(ledger)
         self._exit_behavior: ExitBehavior = exit_behavior
 
     # --- a run begins ---------------------------------------------------------------------------
@@ -281,7 +284,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         return self._noted(request, await handler(self._limited(request, request.model)))
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
-        if self._ledger is not None and model.ledger is not self._ledger:
+        if self._given is not None and model.ledger != self._given:
             raise UsageMistake(
                 "RelayBudgetMiddleware(ledger=...) and the agent's model keep different ledgers; "
                 "give both the same: RelayChatModel(ledger=ledger, ...)"

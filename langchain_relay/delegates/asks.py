@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Abandoned",
     "Admit",
+    "Booking",
     "Close",
     "HandOver",
     "Next",
@@ -54,6 +55,19 @@ class Received:
             if (value := getattr(delta, name)) is not None
         }
         self.last = replace(self.last, **known)
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """One operation of the ledger, by its name; answered with what it returns.
+
+    What it raises is thrown in: `BudgetExceeded` or `LedgerError`. Once begun it is carried out,
+    also where nobody waits for it any more.
+    """
+
+    operation: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +115,5 @@ class Sleep:
     seconds: float
 
 
-Wire = Prepare | Admit | Send | Next | Close | Sleep
+Wire = Booking | Prepare | Admit | Send | Next | Close | Sleep
 HandOver = Generator[Wire | Opened | SpanPiece | SpanEnd, Any, None]

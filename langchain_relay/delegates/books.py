@@ -7,14 +7,22 @@ nothing can be owed, else settled at the worst case and flagged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from langchain_relay.delegates.asks import Received
+from langchain_relay.budget import EVERYBODY
+from langchain_relay.delegates.asks import Abandoned, Booking, Received
 from langchain_relay.delegates.failures import building
 from langchain_relay.delegates.terms import Member, Terms
-from langchain_relay.engine.errors import BudgetExceeded, DelegateError
-from langchain_relay.engine.ledger import Amount, Reservation
+from langchain_relay.engine.errors import BudgetExceeded, DelegateError, LedgerError
+from langchain_relay.engine.ledger import (
+    Account,
+    Amount,
+    Limit,
+    Reservation,
+)
 from langchain_relay.engine.values import Attempt, BudgetWarning, Charge
 
 __all__ = ["EXPIRY_MARGIN_S", "Books"]
@@ -25,12 +33,23 @@ EXPIRY_MARGIN_S = 60.0
 logger = logging.getLogger(__name__)
 
 
+EVERYTHING = Account("global", EVERYBODY)
+"""Where spending is kept that no budget counts."""
+
+_SHORTEN = frozenset({"tokens", "share"})
+"""Units of which a limit first makes a hand-over shorter."""
+
+T = TypeVar("T")
+Booked = Generator[Any, Any, T]
+"""Yields asks of the wire, and returns `T`."""
+
+
 @dataclass(slots=True)
 class Books:
     """What one hand-over has reserved and spent.
 
     Attributes:
-        terms: Ledger and limits.
+        terms: Ledger and budgets.
         call_id: The hand-over.
         charges: One for each attempt that has ended.
     """
@@ -40,63 +59,128 @@ class Books:
     charges: list[Charge] = field(default_factory=list)
     _worst_nanousd: int | None = None  # of the attempt under way
     _reservation: Reservation | None = None
+    _limits: tuple[Limit, ...] = ()  # that it was reserved under
 
-    def reserve(self, member: Member, attempt: Attempt) -> int:
+    def reserve(self, member: Member, attempt: Attempt) -> Booked[int]:
         """Set the worst case of `attempt` aside; returns its n, which a token limit may lower.
 
         Raises:
             BudgetExceeded: a limit refuses.
+            LedgerError: the ledger cannot be reached, and that is a reason to refuse.
             DelegateError: the request cannot be built.
         """
         n = attempt.max_tokens
         while True:
             self._worst_nanousd = _worst_nanousd(member, replace(attempt, max_tokens=n))
             try:
-                self._reservation = self._reserved(Amount(self._worst_nanousd or 0, n, 1))
+                yield from self._set_aside(member, Amount(self._worst_nanousd or 0, n, 1))
             except BudgetExceeded as error:
-                if error.unit != "tokens" or not 0 < error.left < n:
+                if error.unit not in _SHORTEN or not 0 < error.left < n:
                     raise
                 n = error.left
             else:
                 return n
 
-    def _reserved(self, amount: Amount) -> Reservation | None:
+    def _set_aside(self, member: Member, amount: Amount) -> Booked[None]:
         terms = self.terms
-        if not terms.limits:
-            return None
-        deadline_s = terms.timeout_s if terms.timeout_s is not None else 24 * 3600.0
+        if not terms.allowances and not terms.records:
+            return
         now = terms.now()
-        return terms.ledger.reserve(
-            terms.limits,
-            amount,
+        deadline_s = terms.timeout_s if terms.timeout_s is not None else 24 * 3600.0
+        accounts = [allowance.account(now) for allowance in terms.allowances]
+        if terms.records:
+            accounts.append(EVERYTHING)
+        asked = Reservation(
             key=f"{self.call_id}#{len(self.charges) + 1}",
-            now=now,
+            accounts=tuple(dict.fromkeys(accounts)),
+            amount=amount,
             expires_at=now + deadline_s + EXPIRY_MARGIN_S,
+            model=member.name,
+            at=now,
         )
+        try:
+            self._limits = yield from self._limits_at(now)
+            yield from self._reserved(asked, now)
+        except LedgerError:
+            if terms.on_ledger_error == "refuse":
+                raise
+        self._reservation = asked  # one that the ledger has not heard of is settled all the same
 
-    def settle(self, member: Member, received: Received, error: Exception | None) -> None:
+    def _reserved(self, asked: Reservation, now: float) -> Booked[None]:
+        facts = {"key": asked.key, "model": asked.model, "expires_at": asked.expires_at}
+        try:
+            yield Booking("reserve", (self._limits, asked.amount), {**facts, "now": now})
+        except Abandoned:  # while it was made
+            with suppress(LedgerError):
+                yield Booking("release", (asked,), {"now": now})
+            raise
+
+    def _limits_at(self, now: float) -> Booked[tuple[Limit, ...]]:
+        """What the budgets leave at this moment: windows begin and shares grow."""
+        limits: list[Limit] = []
+        for allowance in self.terms.allowances:
+            written = 0
+            if (account := allowance.written(now)) is not None:
+                amount: Amount = yield Booking("spent", (account,), {"now": now})
+                written = amount.tokens
+            limits += allowance.limits(now, self.terms.max_tokens, written)
+        return (*limits, Limit(EVERYTHING)) if self.terms.records else tuple(limits)
+
+    def settle(self, member: Member, received: Received, error: Exception | None) -> Booked[None]:
         """Book what the attempt cost, and note its charge."""
         charge = self._charge(member, received, error)
         self.charges.append(charge)
         reservation, self._reservation = self._reservation, None
         if reservation is None:
             return
+        try:
+            kept = yield self._settlement(charge, reservation)
+        except LedgerError as lost:
+            logger.warning("%s: what it cost is not in the ledger: %s", self.call_id, lost)
+            kept = False
+        if kept is False:
+            self.charges[-1] = replace(charge, unbooked=True)
+
+    def _settlement(self, charge: Charge, reservation: Reservation) -> Booking:
         now = self.terms.now()
         if charge.released:
-            self.terms.ledger.release(reservation, now=now)
-            return
+            return Booking("release", (reservation,), {"now": now})
         tokens = reservation.amount.tokens if charge.output_tokens is None else charge.output_tokens
         actual = Amount(charge.cost_nanousd or 0, tokens, 1)
-        self.terms.ledger.settle(reservation, actual, now=now)
+        unsure = charge.estimated or charge.cost_nanousd is None
+        return Booking("settle", (reservation, actual), {"now": now, "estimated": unsure})
 
-    def warnings(self) -> Iterator[BudgetWarning]:
-        """Limits that are past their warning share now and were not before."""
-        terms = self.terms
-        for limit in terms.limits:
-            for warning in limit.warnings(terms.ledger.spent(limit.account, now=terms.now())):
-                if (limit.account, warning.unit) not in terms.warned:
-                    terms.warned.add((limit.account, warning.unit))
-                    yield warning
+    def warnings(self) -> Booked[list[BudgetWarning]]:
+        """Limits that are past their warning share now and of which nobody was warned before."""
+        found: list[BudgetWarning] = []
+        now = self.terms.now()
+        with suppress(LedgerError):
+            for limit in self._limits:
+                if limit.warn_at is None:
+                    continue
+                spent: Amount = yield Booking("spent", (limit.account,), {"now": now})
+                for warning in limit.warnings(spent):
+                    if (yield from self._is_first(limit.account, warning.unit, now)):
+                        found.append(warning)  # noqa: PERF401 - it asks on the way
+        return found
+
+    def _is_first(self, account: Account, unit: str, now: float) -> Booked[bool]:
+        """Whether nobody who shares the ledger was warned of this: of one call, who gets it?"""
+        if (account, unit) in self.terms.warned:
+            return False
+        self.terms.warned.add((account, unit))
+        if account.scope == "run":
+            return True
+        marker = Account("_warned", f"{account.scope}:{account.key}:{unit}", account.window)
+        key = f"{self.call_id}!{unit}@{account.scope}"
+        facts = {"key": key, "now": now, "expires_at": now + EXPIRY_MARGIN_S}
+        try:
+            limit, once = Limit(marker, calls=1), Amount(calls=1)
+            reservation: Reservation = yield Booking("reserve", ((limit,), once), facts)
+            yield Booking("settle", (reservation, once), {"now": now})
+        except BudgetExceeded:
+            return False
+        return True
 
     def _charge(self, member: Member, received: Received, error: Exception | None) -> Charge:
         last, price = received.last, member.price

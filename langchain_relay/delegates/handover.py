@@ -40,10 +40,12 @@ from langchain_relay.engine.errors import (
     CircuitOpen,
     DelegateError,
     DelegateTruncated,
+    LedgerError,
     Offline,
 )
 from langchain_relay.engine.values import (
     Attempt,
+    BudgetWarning,
     EndWhy,
     Opened,
     SpanEnd,
@@ -115,7 +117,7 @@ class _HandOver:
         except Abandoned as abandoned:
             yield SpanEnd("cut", error=abandoned)
             return
-        except (BudgetExceeded, Offline) as refused:
+        except (BudgetExceeded, LedgerError, Offline) as refused:
             yield SpanEnd("refused", error=refused)
             return
         except DelegateError as error:  # it starts, and fails at once
@@ -127,7 +129,7 @@ class _HandOver:
             yield (yield from self._attempts())
             return
         never_sent = DelegateError("never sent", sent=False)
-        self.books.settle(self.member, Received(), never_sent)
+        yield from self.books.settle(self.member, Received(), never_sent)
         yield SpanEnd(why, tuple(self.books.charges), error=gone)
 
     def _opened(self) -> Generator[Any, Any, tuple[EndWhy | None, Abandoned | None]]:
@@ -141,26 +143,26 @@ class _HandOver:
         while True:
             end, error = yield from self._attempt()
             if end is not None:
-                return self._end(end, error)
+                return (yield from self._end(end, error))
             assert error is not None, "an attempt without an end has an error"
             failed: EndWhy = "truncated" if isinstance(error, DelegateTruncated) else "failed"
             left = self._left()
             pause_s = self._pause_s(error)
             if pause_s is None and not self._move_on():
-                return self._end(failed, error)
+                return (yield from self._end(failed, error))
             if left <= 0:
-                return self._end("length", None)
+                return (yield from self._end("length", None))
             self.n = left
             try:
                 if pause_s is not None:
                     yield Sleep(pause_s)
                 yield from self._enter()
             except Abandoned as abandoned:
-                return self._end("cut", abandoned)
-            except BudgetExceeded as refused:
-                return self._end("refused", refused)
+                return (yield from self._end("cut", abandoned))
+            except (BudgetExceeded, LedgerError) as refused:
+                return (yield from self._end("refused", refused))
             except DelegateError:  # nobody else can be asked: the error that led here says more
-                return self._end(failed, error)
+                return (yield from self._end(failed, error))
 
     # --- who is asked ---------------------------------------------------------------------------
 
@@ -169,6 +171,7 @@ class _HandOver:
 
         Raises:
             BudgetExceeded: a limit refuses; one in US dollars only if no cheaper member is left.
+            LedgerError: the ledger cannot be reached, and that is a reason to refuse.
             DelegateError: the last member cannot be asked now.
         """
         while True:
@@ -176,7 +179,7 @@ class _HandOver:
                 self._check_offline()
                 self._check_circuit(self.terms.breakers.left_s)
                 yield from self._prepare()
-                self.n = self.books.reserve(self.member, self._sending())
+                self.n = yield from self.books.reserve(self.member, self._sending())
             except BudgetExceeded as error:
                 if error.unit != "usd" or not self._move_on():
                     raise
@@ -268,11 +271,11 @@ class _HandOver:
         except Abandoned as caught:
             why, error = "cut", caught
         self.trimmed += text.seam.trimmed
-        self.books.settle(self.member, received, error)
-        try:
-            yield Close(received, error)
-        except Abandoned as caught:  # all is booked already, and nothing more may be sent
-            why, error = "cut", caught
+        for ending in (self.books.settle(self.member, received, error), _close(received, error)):
+            try:
+                yield from ending
+            except Abandoned as caught:  # what was asked for is done, and nothing more may be sent
+                why, error = "cut", caught
         return why, error
 
     def _bound(self) -> Bound:
@@ -357,13 +360,16 @@ class _HandOver:
         pause_s = _BACKOFF(state) if error.retry_after_s is None else error.retry_after_s
         return pause_s if self.terms.clock() + pause_s < self.deadline else None
 
-    def _end(self, why: EndWhy, error: Exception | None) -> SpanEnd:
+    def _end(self, why: EndWhy, error: Exception | None) -> Generator[Any, Any, SpanEnd]:
+        warnings: list[BudgetWarning] = []
+        with suppress(Abandoned):
+            warnings = yield from self.books.warnings()
         return SpanEnd(
             why,
             tuple(self.books.charges),
             trimmed=self.trimmed,
             error=error,
-            warnings=tuple(self.books.warnings()),
+            warnings=tuple(warnings),
             model=self.writer or self.member.name,
         )
 
@@ -386,6 +392,10 @@ class _Text:
         with suppress(DelegateError):
             return self.flush()
         return ""
+
+
+def _close(received: Received, error: Exception | None) -> Generator[Any, Any, None]:
+    yield Close(received, error)
 
 
 def _check_finish(finish: str | None) -> None:

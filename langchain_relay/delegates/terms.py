@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_relay.budget import Allowance
 from langchain_relay.delegates.breaker import BREAKERS, Breakers, key
 from langchain_relay.delegates.redaction import Redaction
 from langchain_relay.delegates.tokenizers import Vocabulary
-from langchain_relay.engine.ledger import Account, Ledger, Limit
+from langchain_relay.engine.ledger import Account, Ledger
 from langchain_relay.engine.values import Counter, Delegate
 from langchain_relay.offline import leaves_machine
 
@@ -79,12 +80,15 @@ class Terms:
         model: Per-call override of the delegate's model name.
         price: Price of that model, `None` if nobody knows it.
         reported_price: Price of the model a provider says it used, where `price` is unknown.
-        limits: What the budgets leave; empty if there is none.
+        allowances: The budgets; empty if there is none.
         ledger: Where spending is kept.
         timeout_s: For one hand-over with all its attempts; `None`: no deadline.
         max_retries: Further attempts after the first.
         count: Counts local tokens, for what is left of n where the model's own tokenizer is not
             at hand.
+        max_tokens: What the answer may write, both writers together.
+        records: Spending is kept without a budget too.
+        on_ledger_error: What becomes of hand-overs while the ledger cannot be reached.
         warned: Limits already warned of, by account and unit; shared by the hand-overs.
         rate_limiters: Each is waited for before an attempt is sent, under the deadline.
         fallbacks: Who is asked next, one after the other, where the one before is down.
@@ -99,12 +103,15 @@ class Terms:
     messages: tuple[Any, ...]
     model: str | None
     price: Price | None
-    limits: tuple[Limit, ...]
+    allowances: tuple[Allowance, ...]
     ledger: Ledger
     timeout_s: float | None
     max_retries: int
     count: Counter
     reported_price: Callable[[str], Price | None] = lambda _: None
+    max_tokens: int = 0
+    records: bool = False
+    on_ledger_error: Literal["refuse", "allow"] = "refuse"
     warned: set[tuple[Account, str]] = field(default_factory=set)
     rate_limiters: tuple[BaseRateLimiter, ...] = ()
     fallbacks: tuple[Member, ...] = ()

@@ -23,6 +23,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_relay.delegates.asks import (
     Abandoned,
     Admit,
+    Booking,
     Close,
     HandOver,
     Next,
@@ -35,7 +36,13 @@ from langchain_relay.delegates.handover import hand_over
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.tracing import aopen_child, open_child, result, token
 from langchain_relay.engine.drivers import shielded
-from langchain_relay.engine.errors import DelegateError, DelegateTimeout, RelayError
+from langchain_relay.engine.errors import (
+    DelegateError,
+    DelegateTimeout,
+    LedgerError,
+    RelayError,
+)
+from langchain_relay.engine.ledger import Ledger
 from langchain_relay.engine.values import (
     Attempt,
     Delegate,
@@ -112,8 +119,11 @@ class HostedSide:
             if isinstance(out, Opened | SpanPiece | SpanEnd):
                 return out
             try:
-                answer = line.perform(out)
-            except DelegateError as error:
+                if isinstance(out, Booking):
+                    answer = book(self._terms.ledger, out)
+                else:
+                    answer = line.perform(out)
+            except RelayError as error:
                 answer = error
 
     # --- async ----------------------------------------------------------------------------------
@@ -154,8 +164,11 @@ class HostedSide:
             if isinstance(out, Opened | SpanPiece | SpanEnd):
                 return out
             try:
-                answer = await line.perform(out)
-            except DelegateError as error:
+                if isinstance(out, Booking):
+                    answer = await abook(self._terms.ledger, out)
+                else:
+                    answer = await line.perform(out)
+            except RelayError as error:
                 answer = error
 
 
@@ -171,6 +184,36 @@ def _not_opened(out: Opened | SpanPiece | SpanEnd) -> SpanPiece | SpanEnd:
 def _ended(out: Opened | SpanPiece | SpanEnd) -> SpanEnd:
     assert isinstance(out, SpanEnd), "a span that was hung up has ended"
     return out
+
+
+def book(ledger: Ledger, booking: Booking) -> Any:
+    """Carry out one operation of a ledger.
+
+    Raises:
+        BudgetExceeded: a limit refuses.
+        LedgerError: the ledger cannot be reached or used.
+    """
+    try:
+        return getattr(ledger, booking.operation)(*booking.args, **booking.kwargs)
+    except RelayError:
+        raise
+    except Exception as error:
+        raise _broken(ledger, error) from error
+
+
+async def abook(ledger: Ledger, booking: Booking) -> Any:
+    """Async twin of `book`. Cancelled, it is carried out all the same."""
+    operation = getattr(ledger, f"a{booking.operation}")
+    try:
+        return await shielded(operation(*booking.args, **booking.kwargs))
+    except RelayError:
+        raise
+    except Exception as error:
+        raise _broken(ledger, error) from error
+
+
+def _broken(ledger: Ledger, error: Exception) -> LedgerError:
+    return LedgerError(f"{type(ledger).__name__} raised {type(error).__name__}: {error}")
 
 
 # --- the sync line ------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ class BudgetExceeded(RelayError):
     """A budget refused a hand-over before anything was spent on it.
 
     Attributes:
-        unit: `usd`, `tokens` or `calls`: which limit refused.
-        needed: The worst case asked for, in nano-dollars, tokens or calls.
+        unit: `usd`, `tokens`, `calls` or `share`: which limit refused.
+        needed: The worst case asked for, in nano-dollars, tokens (for `share` too) or calls.
         left: What was left, in the same unit.
         limit: The limit, in the same unit.
         scope: The scope of the limit, for example `run`.
@@ -99,6 +99,8 @@ class BudgetExceeded(RelayError):
 
 
 def _amount(value: int, unit: str) -> str:
+    if unit == "share":
+        return f"{value} token{'' if value == 1 else 's'}"
     if unit != "usd":
         return f"{value} {unit.removesuffix('s') if value == 1 else unit}"
     return f"{value / NANOUSD_PER_USD:.9f}".rstrip("0").rstrip(".") + " USD"

@@ -62,6 +62,7 @@ class Limit:
     """What one account may spend; `None` is unlimited and 0 means never.
 
     `warn_at` is the share of a limit at which its owner wants to be warned; `None`: never.
+    `of_share`: `tokens` follows from a share of all tokens, and is called that.
     """
 
     account: Account
@@ -69,13 +70,14 @@ class Limit:
     tokens: int | None = None
     calls: int | None = None
     warn_at: float | None = None
+    of_share: bool = False
 
     def refusal(self, unit: str, *, needed: int, used: int) -> BudgetExceeded:
         """What to raise when `used + needed` would pass this limit."""
         own = getattr(self, dict(CHECKED_IN_ORDER)[unit])
         limit = MOST if own is None else own
         return BudgetExceeded(
-            unit=unit,
+            unit=self._name(unit),
             needed=needed,
             left=max(0, limit - used),
             limit=limit,
@@ -88,10 +90,13 @@ class Limit:
         if self.warn_at is None:
             return []
         return [
-            BudgetWarning(unit, used, limit, self.account.scope, self.account.window)
+            BudgetWarning(self._name(unit), used, limit, self.account.scope, self.account.window)
             for unit, limit, used in self._units(spent)
             if limit > 0 and used >= self.warn_at * limit
         ]
+
+    def _name(self, unit: str) -> str:
+        return "share" if self.of_share and unit == "tokens" else unit
 
     def _units(self, amount: Amount) -> list[tuple[str, int, int]]:
         """Unit, limit and amount of each limit there is."""
@@ -286,6 +291,10 @@ class Ledger(Protocol):
         """See `spent`."""
         ...
 
+    async def aclose(self, account: Account) -> None:
+        """See `close`."""
+        ...
+
     def aentries(
         self, since: float | None = None, until: float | None = None
     ) -> AsyncIterator[Entry]:
@@ -430,6 +439,10 @@ class MemoryLedger:
     async def aspent(self, account: Account, *, now: float) -> Amount:
         """See `Ledger.spent`."""
         return self.spent(account, now=now)
+
+    async def aclose(self, account: Account) -> None:
+        """See `Ledger.close`."""
+        self.close(account)
 
     async def aentries(
         self, since: float | None = None, until: float | None = None

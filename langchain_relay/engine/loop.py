@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, assert_never
 
-from langchain_relay.engine.errors import Offline
+from langchain_relay.engine.errors import LedgerError, Offline
 from langchain_relay.engine.events import (
     Ask,
     Call,
@@ -218,7 +218,7 @@ class _Relay:
         opened = yield Call(ask)
         if isinstance(opened, SpanEnd):
             self.denials += 1
-            why = "offline" if isinstance(opened.error, Offline) else "budget"
+            why = _refused_by(opened.error)
             yield CallDenied(ask.call_id, why, ask.max_tokens, ask.requested_n, opened.error)
             return self._on_refusal(opened)
         assert isinstance(opened, Opened), "a driver answers Call with Opened or SpanEnd"
@@ -286,9 +286,11 @@ class _Relay:
 
     def _on_refusal(self, end: SpanEnd) -> TurnVerdict:
         self.refused = True
-        # A model that may not be asked is a failure of the hosted side, not one of money.
-        offline = isinstance(end.error, Offline)
-        then = self.bounds.on_failure if offline else self.bounds.on_refusal
+        then = self.bounds.on_refusal
+        if isinstance(end.error, Offline):  # a failure of the hosted side, not one of money
+            then = self.bounds.on_failure
+        elif isinstance(end.error, LedgerError):  # a store that is away ends nobody's answer
+            then = "continue"
         if then == "raise" and end.error is not None:
             raise end.error
         verdict = self.watch.span_end(end)
@@ -380,6 +382,12 @@ def _without_span(held: Held) -> Held:
     A command leaves no trace; text that hosted text was to replace is shown after all.
     """
     return "drop" if held == "hide" else "show"
+
+
+def _refused_by(error: Exception | None) -> str:
+    if isinstance(error, LedgerError):
+        return "ledger"
+    return "offline" if isinstance(error, Offline) else "budget"
 
 
 def _final(verdict: TurnVerdict) -> Finish:

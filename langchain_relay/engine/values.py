@@ -197,6 +197,7 @@ class Charge:
         price_source: Where the price came from; `None` if no price is known.
         overage_nanousd: What the provider reported above the reserved worst case.
         outcome: How the attempt ended (`stop`, `length`, `cut`, `truncated`, or an error's name).
+        unbooked: The ledger could not be reached; it is booked when it can.
     """
 
     call_id: str
@@ -212,6 +213,7 @@ class Charge:
     price_source: str | None = None
     overage_nanousd: int = 0
     outcome: str = ""
+    unbooked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

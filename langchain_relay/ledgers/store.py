@@ -192,6 +192,10 @@ class StoreLedger(ABC):
         """See `Ledger.spent`."""
         return await asyncio.to_thread(self.spent, account, now=now)
 
+    async def aclose(self, account: Account) -> None:
+        """See `Ledger.close`."""
+        await asyncio.to_thread(self.close, account)
+
     async def aentries(
         self, since: float | None = None, until: float | None = None
     ) -> AsyncIterator[Entry]:

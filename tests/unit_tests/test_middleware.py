@@ -57,7 +57,7 @@ class Setting:
             ledger=ledger,
         )
         self.saver = InMemorySaver()
-        self.agent = create_agent(
+        self.agent: Any = create_agent(
             self.model,
             [],
             middleware=[Again(times), RelayBudgetMiddleware(ledger=ledger, **limits)],
@@ -67,8 +67,8 @@ class Setting:
     def run(self, given: Any = "Why?", *, asynchronous: bool = False) -> dict[str, Any]:
         state = given if isinstance(given, Command) else {"messages": [("user", given)]}
         if asynchronous:
-            return asyncio.run(self.agent.ainvoke(state, THREAD))
-        return self.agent.invoke(state, THREAD)
+            return dict(asyncio.run(self.agent.ainvoke(state, THREAD)))
+        return dict(self.agent.invoke(state, THREAD))
 
     @property
     def requests(self) -> int:
@@ -221,7 +221,7 @@ def test_the_same_agent_under_a_budget_of_nothing_and_of_one_call(
 
 
 def test_other_models_of_the_agent_are_left_alone() -> None:
-    agent = create_agent(
+    agent: Any = create_agent(
         GenericFakeChatModel(messages=iter([AIMessage("Hi")])),
         [],
         middleware=[RelayBudgetMiddleware(run=Budget(calls=0))],
@@ -253,14 +253,14 @@ def test_agents_in_parallel_tools_count_for_the_run_that_called_them(asynchronou
     @tool
     def ask() -> str:
         """Ask the inner agent."""
-        agent = create_agent(
+        agent: Any = create_agent(
             inner.model,
             [],
             middleware=[RelayBudgetMiddleware(run=Budget(calls=2), ledger=shared)],
         )
         return texts(agent.invoke({"messages": [HumanMessage("Why?")]}))[-1]
 
-    outer = create_agent(
+    outer: Any = create_agent(
         Caller(messages=iter([calls("ask", "ask", "ask", "ask"), AIMessage("Done")])),
         [ask],
         middleware=[RelayBudgetMiddleware(run=Budget(calls=2), ledger=shared)],
@@ -282,7 +282,7 @@ def test_a_shared_ledger_counts_threads_of_all_agents() -> None:
 
 
 def test_different_ledgers_are_refused() -> None:
-    agent = create_agent(
+    agent: Any = create_agent(
         Setting(run=Budget(calls=1)).model,
         [],
         middleware=[RelayBudgetMiddleware(run=Budget(calls=1), ledger=MemoryLedger())],
@@ -329,7 +329,7 @@ def test_a_mistake_is_named(mistake: dict[str, Any], said: str) -> None:
 def test_the_models_own_budget_holds_too() -> None:
     setting = Setting(run=Budget(calls=5))
     model = setting.model.model_copy(update={"budget": Budget(calls=0)})
-    agent = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=5))])
+    agent: Any = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=5))])
     answer = agent.invoke({"messages": [("user", "Why?")]})["messages"][-1]
     assert answer.text == "It is so."
     assert relay_report(answer).denied == 1

@@ -17,12 +17,13 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 
 from langchain_relay import Budget, RelayChatModel, errors, relay_report
+from langchain_relay.budget import Allowance
 from langchain_relay.delegates import ChatModelDelegate, FallbackDelegate, OpenAIDelegate
 from langchain_relay.delegates.breaker import Breakers
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.errors import CircuitOpen, DelegateError, DelegateTimeout
-from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger
+from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Delegate, SpanEnd, SpanPiece, SpanRequest
 from langchain_relay.prices import UserPrice
 from langchain_relay.testing import ScriptedLocal
@@ -198,7 +199,7 @@ def hand_over(
         messages=(HumanMessage("Why?"),),
         model=None,
         price=PRICE,
-        limits=(Limit(ACCOUNT, calls=99),),
+        allowances=(Allowance(Budget(calls=99), ACCOUNT.key),),
         ledger=ledger,
         count=lambda text: len(text.split()),
         breakers=breakers,
@@ -462,7 +463,8 @@ def test_pieces_say_who_wrote_them(openai_server: OpenAIServer):
     side = HostedSide(
         Terms(
             delegate=MAKERS[1](openai_server), messages=(HumanMessage("Why?"),), model=None,
-            price=PRICE, limits=(), ledger=MemoryLedger(), timeout_s=5, max_retries=0, count=len,
+            price=PRICE, allowances=(), ledger=MemoryLedger(), timeout_s=5, max_retries=0,
+            count=len,
         ),
         parent=None,
     )  # fmt: skip

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.rate_limiters import BaseRateLimiter
 
+from langchain_relay.budget import Allowance, Budget
 from langchain_relay.delegates import FallbackDelegate
-from langchain_relay.delegates.asks import Abandoned, HandOver, Next, Send
+from langchain_relay.delegates.asks import Abandoned, Booking, HandOver, Next, Send
 from langchain_relay.delegates.breaker import OPEN_S, OPENS_AFTER, Breakers
 from langchain_relay.delegates.handover import hand_over
 from langchain_relay.delegates.terms import Member, Terms
+from langchain_relay.delegates.wire import book
 from langchain_relay.engine.errors import BudgetExceeded, CircuitOpen, DelegateError
-from langchain_relay.engine.ledger import Amount, Ledger, Limit, MemoryLedger, Reservation
+from langchain_relay.engine.ledger import Amount, Ledger, MemoryLedger, Reservation
 from langchain_relay.engine.values import (
     Attempt,
     Delta,
@@ -471,19 +473,21 @@ class Counted:
         self.set_aside += amount
         return self.ledger.reserve(limits, amount, **facts)
 
-    def settle(self, reservation: Reservation, actual: Amount, *, now: float) -> None:
+    def settle(self, reservation: Reservation, actual: Amount, **facts: Any) -> bool:
         self.set_aside -= reservation.amount
-        self.ledger.settle(reservation, actual, now=now)
+        return self.ledger.settle(reservation, actual, **facts)
 
-    def release(self, reservation: Reservation, *, now: float) -> None:
+    def release(self, reservation: Reservation, *, now: float) -> bool:
         self.set_aside -= reservation.amount
-        self.ledger.release(reservation, now=now)
+        return self.ledger.release(reservation, now=now)
 
     def spent(self, account: Any, *, now: float) -> Amount:
         return self.ledger.spent(account, now=now)
 
 
-def perform(flow: HandOver, leave_at: int | None) -> tuple[list[SpanPiece], SpanEnd, list[str]]:
+def perform(
+    flow: HandOver, ledger: Any, leave_at: int | None
+) -> tuple[list[SpanPiece], SpanEnd, list[str]]:
     """Perform a hand-over without threads or loops; from ask `leave_at` on nobody waits for it."""
     pieces: list[SpanPiece] = []
     played: list[str] = []
@@ -499,6 +503,8 @@ def perform(flow: HandOver, leave_at: int | None) -> tuple[list[SpanPiece], Span
         match out:
             case SpanEnd():
                 return pieces, out, played
+            case Booking():
+                answer = book(ledger, out)
             case Send(attempt, delegate):
                 assert isinstance(delegate, Player)
                 items = delegate.play(attempt)
@@ -508,7 +514,7 @@ def perform(flow: HandOver, leave_at: int | None) -> tuple[list[SpanPiece], Span
                     played.append(answer.text)
             case SpanPiece():
                 pieces.append(out)
-        if left and isinstance(out, Opened | SpanPiece):
+        if left and isinstance(out, Booking | Opened | SpanPiece):
             answer, leave_at = Abandoned(), None
     raise AssertionError("it does not end")
 
@@ -535,7 +541,7 @@ def test_no_text_is_lost_and_no_money_stays_aside(
         messages=(),
         model=None,
         price=CHEAP,
-        limits=(Limit(ACCOUNT, calls=99),),
+        allowances=(Allowance(Budget(calls=99), ACCOUNT.key),),
         ledger=ledger,  # type: ignore[arg-type]  # all but `close`
         timeout_s=None,
         max_retries=max_retries,
@@ -544,7 +550,8 @@ def test_no_text_is_lost_and_no_money_stays_aside(
         breakers=Breakers(),
         now=lambda: 0.0,
     )
-    pieces, end, played = perform(hand_over(terms, SpanRequest("c", "It is", n, n)), leave_at)
+    flow = hand_over(terms, SpanRequest("c", "It is", n, n))
+    pieces, end, played = perform(flow, ledger, leave_at)
 
     shown = "".join(piece.text for piece in pieces)
     assert shown == "".join(played)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from langchain_relay.budget import Allowance, Budget
 from langchain_relay.delegates.handover import DRAIN_PIECES
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.errors import BudgetExceeded, DelegateError, DelegateTruncated
-from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger
+from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import (
     Attempt,
     Delta,
@@ -94,6 +95,13 @@ class Result:
 Hang = Callable[[str], str | None]
 
 
+def limited(
+    cost_nanousd: int | None = None, warn_at: float | None = None, **counts: int
+) -> tuple[Allowance, ...]:
+    usd = None if cost_nanousd is None else Decimal(cost_nanousd) / 10**9
+    return (Allowance(Budget(usd=usd, warn_at=warn_at, **counts), ACCOUNT.key),)  # type: ignore[arg-type]
+
+
 def carry_out(
     tape: Tape,
     *,
@@ -110,7 +118,7 @@ def carry_out(
         "price": PRICE,
         "timeout_s": 20.0,
         "max_retries": 2,
-        "limits": (Limit(ACCOUNT, **(limits or {"calls": 99})),),
+        "allowances": limited(**(limits or {"calls": 99})),
         **terms,
     }
     side = HostedSide(
@@ -335,7 +343,7 @@ def test_a_warning_comes_once_per_limit() -> None:
                 messages=(),
                 model=None,
                 price=PRICE,
-                limits=(Limit(ACCOUNT, calls=5, warn_at=0.8),),
+                allowances=limited(calls=5, warn_at=0.8),
                 ledger=ledger,
                 timeout_s=5,
                 max_retries=0,
@@ -397,7 +405,7 @@ def test_a_cut_inside_a_character_loses_the_character_and_not_its_sense() -> Non
 
 def plain_terms(tape: Tape, ledger: MemoryLedger) -> Terms:
     return Terms(
-        delegate=tape, messages=(), model=None, price=PRICE, limits=(Limit(ACCOUNT, calls=9),),
+        delegate=tape, messages=(), model=None, price=PRICE, allowances=limited(calls=9),
         ledger=ledger, timeout_s=5, max_retries=0, count=len, now=lambda: 0.0,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger, 
 ACCOUNT = Account("run", "r1")
 
 
-def limit(**limits: int) -> Limit:
+def limit(**limits: Any) -> Limit:
     return Limit(ACCOUNT, **limits)
 
 
