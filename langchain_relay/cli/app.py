@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 from importlib.metadata import version
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +21,23 @@ class PolicyName(StrEnum):
     SINGLE_HANDOFF = "single-handoff"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class Grouping(StrEnum):
+    """What totals are by."""
+
+    DAY = "day"
+    MODEL = "model"
+    SCOPE = "scope"
+    KEY = "key"
+
+
+class Form(StrEnum):
+    """How totals are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
 
 
 app = typer.Typer(
@@ -191,3 +209,60 @@ def doctor(
 
     if not report(examine(model, delegate), Console()):
         raise typer.Exit(1)
+
+
+@app.command()
+def spend(
+    ledger: Annotated[
+        str,
+        typer.Argument(
+            envvar="LANGCHAIN_RELAY_LEDGER",
+            help="The path of a ledger in SQLite, or a URL: redis://..., postgresql://...",
+        ),
+    ],
+    *,
+    by: Annotated[
+        list[Grouping] | None, typer.Option(help="Totals by this; give it again for more.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="First day, such as 2026-11-01.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day.")] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Of this scope alone: global, thread, user, ...")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Of this thread, user, ... alone.")] = None,
+    timezone: Annotated[str, typer.Option(help="Whose days: an IANA name.")] = "UTC",
+    format: Annotated[Form, typer.Option(help="How it is written.")] = Form.TABLE,
+    plot: Annotated[Path | None, typer.Option(help="Draw it too, into this PNG.")] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(help="Look again every so many seconds, until Ctrl-C.", min=0.1),
+    ] = None,
+) -> None:
+    """Show what was spent on hosted models: totals by day, model, scope and key.
+
+    Reads the ledger of RelayChatModel(ledger=...), also while services write to it. An attempt
+    that several budgets count stands in each of their scopes and keys. "Estimated" is the part
+    that no provider reported: it is booked at its worst case.
+
+    Try:
+
+    langchain-relay spend spending.db
+
+    langchain-relay spend redis://localhost:6379/0 --by key --scope user --since 2026-11-01
+
+    langchain-relay spend spending.db --by model --format csv
+
+    langchain-relay spend spending.db --plot spending.png
+
+    langchain-relay spend spending.db --watch 2
+    """
+    from langchain_relay.cli.spend import Question
+    from langchain_relay.cli.spend import spend as run
+
+    groups: Any = tuple(group.value for group in by or (Grouping.DAY, Grouping.MODEL))
+    question = Question(ledger, groups, since, until, scope, key, timezone)
+    try:
+        run(question, format.value, plot, watch)
+    except RelayError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error

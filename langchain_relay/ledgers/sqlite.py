@@ -112,6 +112,11 @@ class SQLiteLedger(StoreLedger):
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def _reserve(self, limits: tuple[Limit, ...], asked: Reservation) -> Reservation:
         with self._writing() as db:
             _expire(db, asked.at)

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import add_ai_message_chunks
 
 from langchain_relay import (
     Budget,
@@ -60,8 +61,8 @@ def ainvoke(model: Any, config: Any = None, **kwargs: Any) -> AIMessage:
 
 
 def stream(model: Any, config: Any = None, **kwargs: Any) -> AIMessage:
-    chunks = list(model.stream("Why?", config, **kwargs))
-    return sum(chunks[1:], chunks[0])
+    chunks: list[AIMessageChunk] = list(model.stream("Why?", config, **kwargs))
+    return add_ai_message_chunks(chunks[0], *chunks[1:])
 
 
 def astream(model: Any, config: Any = None, **kwargs: Any) -> AIMessage:
@@ -69,7 +70,7 @@ def astream(model: Any, config: Any = None, **kwargs: Any) -> AIMessage:
         return [chunk async for chunk in model.astream("Why?", config, **kwargs)]
 
     chunks = asyncio.run(all_of_them())
-    return sum(chunks[1:], chunks[0])
+    return add_ai_message_chunks(chunks[0], *chunks[1:])
 
 
 def batch(model: Any, config: Any = None, **kwargs: Any) -> AIMessage:
@@ -249,7 +250,7 @@ def test_a_share_of_nothing_is_never() -> None:
 def test_a_share_of_a_thread_counts_what_its_answers_wrote(ask: Ask) -> None:
     hosted = ScriptedDelegate("blue ", usage=(12, 3))
     model = relay(delegate=hosted, budget=Budget(share=0.1, scope="thread"), max_tokens=20)
-    texts = [ask(model, thread("a")).text for _ in range(30)]
+    texts = [str(ask(model, thread("a")).text) for _ in range(30)]
     limits = [attempt.max_tokens for attempt in hosted.attempts]
     assert texts[:2] == [HELPED, ALONE]  # 2 of 20; then 3 are spent
     written = sum(len(text.split()) for text in texts)
