@@ -136,8 +136,6 @@ def test_a_mistake_is_named(ledger: Path, arguments: list[str], said: str) -> No
 
 def test_watch_shows_what_comes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second look finds what was spent after the first."""
-    from langchain_relay.cli import spend as module
-
     looks = 0
 
     def spend_more(seconds: float) -> None:
@@ -153,7 +151,7 @@ def test_watch_shows_what_comes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -
             )  # fmt: skip
             kept.settle(made, Amount(4_000_000_000, 5, 1), now=DAY)
 
-    monkeypatch.setattr(module.time, "sleep", spend_more)
+    monkeypatch.setattr("langchain_relay.cli.spend.time.sleep", spend_more)
     out = spend(ledger, "--watch", "0.5")
     assert looks == 2
     assert "thread:c" in out
