@@ -35,12 +35,11 @@ from langgraph.types import Command, interrupt
 
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
-from langchain_relay.engine.errors import NANOUSD_PER_USD
+from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
 from langchain_relay.engine.ledger import Amount, Ledger
 from langchain_relay.errors import BudgetExceeded, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
-from langchain_relay.report import usd
 from langchain_relay.schema import CALL_DENIED
 
 __all__ = ["ExitBehavior", "RelayBudgetMiddleware"]
@@ -106,9 +105,8 @@ class _Over:
 
     def __str__(self) -> str:
         whose = "this thread" if self.scope == THREAD else "this run"
-        if self.unit == "usd":
-            return f"of {usd(self.limit)} for {whose} there is left: {usd(self.left)}"
-        return f"of {self.limit} {self.unit} for {whose} there is left: {self.left}"
+        limit, left = amount_text(self.limit, self.unit), amount_text(self.left, self.unit)
+        return f"of {limit} for {whose} there is left: {left}"
 
     def error(self) -> BudgetExceeded:
         return BudgetExceeded(

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 Format = Literal["table", "csv", "json"]
 Rows = dict[tuple[str, ...], Total]
 
-INTERNAL = "_"
-"""Scopes that begin so are the package's own counters."""
-
 LATEST = 8
 """Attempts that the live view lists."""
 
@@ -98,7 +95,7 @@ class Question:
                 )  # fmt: skip
 
     def _fits(self, account: Account) -> bool:
-        if account.scope.startswith(INTERNAL):
+        if account.internal:
             return False
         return self.scope in {None, account.scope} and self.key in {None, account.key}
 

@@ -91,14 +91,16 @@ class BudgetExceeded(RelayError):
         self.limit = limit
         self.scope = scope
         self.window = window
+        need, most, rest = (amount_text(value, unit) for value in (needed, limit, left))
+        whose = f"this {scope}" if window is None else f"this {scope} in the {window}"
         super().__init__(
-            f"this hand-over may need {_amount(needed, unit)}, and of {_amount(limit, unit)} for "
-            f"this {scope} there is left: {_amount(left, unit)}; raise Budget({unit}=...)"
-            + (" or lower max_span_tokens" if unit == "usd" else "")
+            f"this hand-over may need {need}, and of {most} for {whose} there is left: {rest}; "
+            f"raise Budget({unit}=...)" + (" or lower max_span_tokens" if unit == "usd" else "")
         )
 
 
-def _amount(value: int, unit: str) -> str:
+def amount_text(value: int, unit: str) -> str:
+    """An amount of `usd` (nano-dollars), `tokens`, `calls` or `share` (tokens), for people."""
     if unit == "share":
         return f"{value} token{'' if value == 1 else 's'}"
     if unit != "usd":

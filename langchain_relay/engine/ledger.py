@@ -23,11 +23,19 @@ MOST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whose spending: a scope, its key, and the start of its window (`None`: no window)."""
+    """Whose spending: a scope, its key, and the start of its window (`None`: no window).
+
+    A scope that begins with `_` is a counter of this package's own, and no spending.
+    """
 
     scope: str
     key: str
     window: str | None = None
+
+    @property
+    def internal(self) -> bool:
+        """Whether nothing is spent here."""
+        return self.scope.startswith("_")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ def totals(
     """Totals by the values of `by`, sorted by them: `totals(ledger.entries(), ["day", "model"])`.
 
     An attempt that several accounts booked counts once in each of their scopes and keys, so totals
-    by scope or key may add up to more than was spent; those by day and model do not.
+    by scope or key may add up to more than was spent; those by day and model do not. The package's
+    own counters are left out.
 
     Args:
         entries: From `Ledger.entries`.
@@ -55,7 +56,8 @@ def totals(
     found: dict[tuple[str, ...], Total] = {}
     for entry in entries:
         day = datetime.fromtimestamp(entry.at, tz=zone).date().isoformat()
-        groups = (_group(entry, account, day, by) for account in entry.accounts or (NOBODY,))
+        accounts = [account for account in entry.accounts or (NOBODY,) if not account.internal]
+        groups = (_group(entry, account, day, by) for account in accounts)
         for group in dict.fromkeys(groups):
             found[group] = found.get(group, Total()).with_entry(entry)
     return dict(sorted(found.items()))

@@ -39,6 +39,22 @@ CASES = {
         r"turn 3 +\d+ prompt tokens, +[1-9]\d+ from the cache\n"
         r"another conversation +\d+ prompt tokens, +[1-9]\d+ from the cache\n"
     ),
+    "one_budget_for_two_processes": (
+        r"process 1: \d+ answers with help, \d+ without\n"
+        r"process 2: \d+ answers with help, \d+ without\n"
+        r"expert: 9 calls, 0\.000900 of 0\.001 USD\n"
+    ),
+    "agent_that_asks": (
+        r"answer: It is 3 degrees in Oslo, so take a coat\.\n"
+        r"agent: The budget is used up.*\nhuman: continue\n"
+        r"answer: It is 3 degrees in Oslo, so take a coat\.\n"
+        r"agent: The budget is used up.*\nhuman: local\n"
+        r"answer: It is , so take a coat\."
+    ),
+    "costs_in_fastapi": (
+        r"(ada .*'calls': 1, 'cost_nanousd': 100000\}\n){2}ada .*'calls': 0, 'cost_nanousd': 0\}\n"
+        r"bob .*'calls': 1.*\nspending: \{'ada': 200000, 'bob': 100000\}"
+    ),
     "async_batch": r"How many minutes .* \[.+\].*\n(.+\n)+Name a color\. +\S+.*\n\n[1-9]\d* calls",
 }
 """What the output of each script must contain."""

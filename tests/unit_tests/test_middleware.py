@@ -136,7 +136,7 @@ def test_end_says_why(asynchronous: bool) -> None:
     state = setting.run(asynchronous=asynchronous)
     assert texts(state) == [
         "It is blue so.",
-        "The budget is used up: of 1 calls for this run there is left: 0.",
+        "The budget is used up: of 1 call for this run there is left: 0 calls.",
     ]
 
 
