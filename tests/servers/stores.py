@@ -1,7 +1,7 @@
 """A Redis and a PostgreSQL of our own, from packages of the index, to be killed and come back.
 
-Both keep their data on disk as a careful operator would: Redis with its append-only file,
-PostgreSQL as it comes. They listen on the loopback only.
+Both keep what they were told when they are killed: Redis with its append-only file, PostgreSQL as it
+comes. They listen on the loopback only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ START_S = 30
 class Store(ABC):
     """A server process over a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        """Without `fsync` they survive being killed, but not the loss of power."""
         self.folder = folder
+        self.fsync = fsync
         self.port = _free_port()
 
     @property
@@ -76,7 +78,7 @@ class RedisServer(Store):
             "port": str(self.port),
             "dir": str(self.folder),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "everysec" if self.fsync else "no",
             "save": "",
         }
         command = [program, *(part for k, v in arguments.items() for part in (f"--{k}", v))]
@@ -124,6 +126,7 @@ class PostgresServer(Store):
             self._server: Any = postgres_server.PostgresServer(data)
             self._server.ensure_pgdata_inited()
         options = f"-h 127.0.0.1 -p {self.port} -k '' -c max_connections=200"
+        options += "" if self.fsync else " -c fsync=off"
         self._control("-w", "-o", options, "-l", str(self._server.pgdata / "log"), "start")
 
     def kill(self) -> None:

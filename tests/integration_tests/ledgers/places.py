@@ -28,7 +28,7 @@ class Place:
         if self.kind == "sqlite":
             from langchain_relay.ledgers import SQLiteLedger
 
-            return SQLiteLedger(self.url)
+            return SQLiteLedger(self.url, synchronous="full" if self.name == "full" else "normal")
         if self.kind == "redis":
             from langchain_relay.ledgers import RedisLedger
 
