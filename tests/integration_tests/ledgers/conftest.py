@@ -15,16 +15,16 @@ SHARED = ["sqlite", "redis", "postgres"]
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def redis_server() -> Iterator[RedisServer]:
     if RedisServer.program() is None:
         pytest.skip(NO_REDIS)
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with RedisServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with PostgresServer(tmp_path_factory.mktemp("postgres")) as server:
+def postgres_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
         yield server
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from langchain_relay.engine.ledger import Ledger, MemoryLedger
+from langchain_relay.engine.ledger import MemoryLedger
 
 _numbers = count()
 
@@ -45,7 +45,7 @@ def fresh_name() -> str:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[Ledger]:
+def opened(place: Place) -> Iterator[Any]:
     ledger = place.open()
     try:
         yield ledger

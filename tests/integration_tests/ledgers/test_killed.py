@@ -13,6 +13,7 @@ import sqlite3
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_nothing_spent_is_forgotten_however_often_workers_are_killed(shared_plac
     log = tmp_path / "spent"
     chance = random.Random(6)
     with ExitStack() as stack:
-        workers = []
+        workers: list[Any] = []
 
         def start() -> None:
             worker = PROCESSES.Process(

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from langchain_relay.engine.errors import BudgetExceeded, LedgerError
-from langchain_relay.engine.ledger import Account, Amount, Limit, Reservation
+from langchain_relay.engine.ledger import Account, Amount, Ledger, Limit, Reservation
+from langchain_relay.ledgers import PostgresLedger, RedisLedger
 from tests.conftest import SOAK
 from tests.integration_tests.ledgers.conftest import NO_REDIS
 from tests.integration_tests.ledgers.places import Place, fresh_name, opened
@@ -22,13 +23,11 @@ KILLS = 5 if SOAK else 1
 
 
 @pytest.fixture(params=["redis", "postgres"], scope="module")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Store]:
+def server(request: pytest.FixtureRequest) -> Iterator[Store]:
     if request.param == "redis" and RedisServer.program() is None:
         pytest.skip(NO_REDIS)
     kind = {"redis": RedisServer, "postgres": PostgresServer}[request.param]
-    with kind(tmp_path_factory.mktemp(request.param), fsync=True) as found:
+    with kind(fsync=True) as found:
         yield found
 
 
@@ -38,7 +37,7 @@ def place(server: Store) -> Place:
     return Place(kind, server.url, fresh_name())
 
 
-def reserve(ledger, key: str, *, now: float = 0, **limit: int) -> Reservation:
+def reserve(ledger: Ledger, key: str, *, now: float = 0, **limit: int) -> Reservation:
     limits = [Limit(ALL, **limit)]
     return ledger.reserve(limits, Amount(10, 2, 1), key=key, now=now, expires_at=now + 100)
 
@@ -116,6 +115,17 @@ def test_connections_that_broke_while_they_were_idle_are_not_noticed(server, pla
         server.start()
         assert reserve(ledger, "b").key == "b"
         assert ledger.booked(ALL, now=0).calls == 2
+
+
+def test_an_error_names_the_server_and_no_password():
+    for ledger in (
+        PostgresLedger("postgresql://ann:sesame@127.0.0.1:1/db", timeout_s=1),
+        RedisLedger("redis://ann:sesame@127.0.0.1:1/0", timeout_s=1),
+    ):
+        with pytest.raises(LedgerError) as error:
+            ledger.spent(ALL, now=0)
+        assert "sesame" not in str(error.value)
+        assert "127.0.0.1" in str(error.value)
 
 
 @pytest.mark.timeout(300)

@@ -66,7 +66,7 @@ def test_all_names_of_a_prefix_are_in_one_slot(place_of):
         reserve(ledger, "open")
     names = client.keys(f"*{place.name}*")
     assert len(names) >= 6
-    assert all(name.startswith(f"{{{place.name}}}") for name in names)
+    assert all(str(name).startswith(f"{{{place.name}}}") for name in names)
     client.close()
 
 

@@ -90,8 +90,7 @@ def _spend(
             made = ledger.reserve(
                 limits, Amount(10, 1, 1), key=f"{name}/{n}", now=now, expires_at=now + FAR_S
             )
-        except BudgetExceeded as refused:
-            assert refused.left < refused.needed
+        except BudgetExceeded:
             continue
         tally.admit(10)
         booked = ledger.booked(limits[0].account, now=now)
