@@ -16,7 +16,9 @@ from tests.integration_tests.ledgers.places import Place, opened
 
 # A server that forks: children start within milliseconds and inherit no thread of the tests.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+PROCESSES.set_forkserver_preload(
+    [__name__, *(f"langchain_relay.ledgers.{kind}" for kind in ("sqlite", "redis", "postgres"))]
+)
 
 GLOBAL = Account("global", "", "2026-11-21")
 FAR_S = 1e9
