@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg
 import pytest
 import redis
@@ -99,3 +102,33 @@ def test_a_counter_stops_at_the_most_it_holds(shared_place):
         for made in (first, second):
             assert ledger.settle(made, Amount(MOST + 5, 1, 1), now=2)
         assert ledger.spent(ALL, now=2) == ledger.booked(ALL, now=2) == Amount(MOST, 2, 2)
+
+
+def test_accounts_in_any_order_never_lock_each_other_out(place_of):
+    """New accounts, old ones and expired attempts of others, by 16 threads in opposite orders."""
+    place = place_of("postgres")
+    names = [Account("user", f"u{n}") for n in range(6)]
+
+    def work(worker: int) -> None:
+        chance = random.Random(worker)
+        for n in range(25):
+            some = chance.sample(names, 4)
+            fresh = [Account("run", f"{n}/{m}") for m in chance.sample(range(3), 2)]
+            made = ledger.reserve(
+                [Limit(account) for account in (*some, *fresh)],
+                Amount(1, 1, 1),
+                key=f"{worker}/{n}",
+                now=n,
+                expires_at=n + 1,
+            )
+            if n % 3:
+                ledger.settle(made, Amount(1, 1, 1), now=n)
+
+    with opened(place) as ledger, ThreadPoolExecutor(16) as crowd:
+        for done in [crowd.submit(work, n) for n in range(16)]:
+            done.result()
+        total = sum(ledger.spent(name, now=99).calls for name in names)
+    assert total == 16 * 25 * 4
+    with psycopg.connect(place.url) as db:
+        found = db.execute("SELECT sum(deadlocks) FROM pg_stat_database").fetchone()
+    assert found == (0,)
