@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from string import Template
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from langchain_relay.engine.ledger import (
     CHECKED_IN_ORDER,
@@ -35,6 +34,7 @@ from langchain_relay.ledgers.store import PAGE, Outcome, StoreLedger
 
 try:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
 except ImportError as error:
     raise MissingExtra(
         'PostgresLedger needs psycopg: pip install "langchain-relay[postgres]"'
@@ -303,7 +303,7 @@ class PostgresLedger(StoreLedger):
         timeout_s: How long to wait for a connection, and for one operation.
 
     Raises:
-        UsageMistake: `schema` is no plain name.
+        UsageMistake: `url` cannot be read, or `schema` is no plain name.
     """
 
     lost = (psycopg.Error, OSError)
@@ -311,8 +311,7 @@ class PostgresLedger(StoreLedger):
     def __init__(
         self, url: str, *, schema: str = "langchain_relay", timeout_s: float = 10.0
     ) -> None:
-        parts = urlsplit(url)
-        super().__init__(f"postgresql://{parts.hostname or ''}{parts.path}")  # without password
+        super().__init__(_without_password(url))
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
             raise UsageMistake(
                 f"{schema!r} is no name for a schema: lower-case letters, digits and underscores"
@@ -493,6 +492,15 @@ class PostgresLedger(StoreLedger):
 
 _INHERITED: list[psycopg.Connection] = []
 """Connections of a parent process: kept, so that nothing closes them."""
+
+
+def _without_password(url: str) -> str:
+    """What errors may say of a connection string."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise UsageMistake(f"not a connection string of PostgreSQL: {error}") from error
+    return f"postgresql://{parts.get('host', '')}/{parts.get('dbname', '')}"
 
 
 def _nothing(cursor: psycopg.Cursor) -> None:

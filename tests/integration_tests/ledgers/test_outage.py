@@ -120,6 +120,7 @@ def test_connections_that_broke_while_they_were_idle_are_not_noticed(server, pla
 def test_an_error_names_the_server_and_no_password():
     for ledger in (
         PostgresLedger("postgresql://ann:sesame@127.0.0.1:1/db", timeout_s=1),
+        PostgresLedger("host=127.0.0.1 port=1 user=ann password=sesame", timeout_s=1),
         RedisLedger("redis://ann:sesame@127.0.0.1:1/0", timeout_s=1),
     ):
         with pytest.raises(LedgerError) as error:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_relay.engine.errors import BudgetExceeded
-from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger, Reservation
+from langchain_relay.engine.ledger import (
+    Account,
+    Amount,
+    Limit,
+    MemoryLedger,
+    Reservation,
+    admit,
+)
 
 ACCOUNT = Account("run", "r1")
 
@@ -146,6 +156,29 @@ def test_a_limit_that_admits_k_admits_exactly_k_under_a_barrier() -> None:
         thread.join()
     assert len(admitted) == 7
     assert ledger.spent(ACCOUNT, now=0).cost_nanousd == 70
+
+
+def test_nobody_comes_between_the_check_and_the_booking(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, check, together = "langchain_relay.engine.ledger", admit, threading.Barrier(8)
+
+    def dawdle(*arguments: Any) -> None:
+        check(*arguments)
+        time.sleep(0.002)  # time enough for all others, if they could
+
+    monkeypatch.setattr(f"{module}.admit", dawdle)
+    ledger, admitted = MemoryLedger(), []
+
+    def ask(worker: int) -> None:
+        together.wait()
+        with contextlib.suppress(BudgetExceeded):
+            admitted.append(reserve(ledger, limit(calls=3), Amount(calls=1), str(worker)))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == 3
 
 
 OPERATION = st.tuples(st.sampled_from(["reserve", "settle", "release", "wait"]), st.integers(0, 30))

@@ -62,6 +62,8 @@ def test_a_scheme_nobody_knows_is_named_with_those_there_are():
 def test_names_of_schemas_and_prefixes():
     with pytest.raises(UsageMistake, match="no name for a schema"):
         PostgresLedger("postgresql://localhost", schema='a"; drop')
+    with pytest.raises(UsageMistake, match="connection string"):
+        PostgresLedger("postgresql://localhost/db?colour=red")
     with pytest.raises(UsageMistake, match="braces"):
         RedisLedger("redis://localhost", prefix="{a}")
     with pytest.raises(UsageMistake, match="URL"):
