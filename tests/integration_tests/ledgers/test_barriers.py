@@ -18,7 +18,7 @@ from tests.integration_tests.ledgers.workers import (
     spend_in,
 )
 
-RESERVATIONS = 10_000 if SOAK else 1_280
+RESERVATIONS = 157 * 64 if SOAK else 20 * 64
 K = RESERVATIONS // 3
 USER = Account("user", "ann")
 
