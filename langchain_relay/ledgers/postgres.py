@@ -7,9 +7,8 @@ No deadlocks: a function locks its own attempt first, while it holds nothing; th
 order of their ids. New accounts are inserted before, in the order of their names. Expired attempts
 of others are taken only where nobody holds them (`SKIP LOCKED`).
 
-What a crash of the server can lose, with its defaults (`fsync`, `synchronous_commit`): no
-reservation; how one was settled in the last half second, and then it expires and is booked at its
-worst case. With `synchronous_commit = off` reservations of that time as well.
+What a crash of the server can lose: nothing, with its defaults `fsync = on` and
+`synchronous_commit = on`; with `synchronous_commit = off` the last half second or so.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from string import Template
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from langchain_relay.engine.ledger import (
     CHECKED_IN_ORDER,
@@ -36,6 +34,7 @@ from langchain_relay.ledgers.store import PAGE, Outcome, StoreLedger
 
 try:
     import psycopg
+    from psycopg.conninfo import conninfo_to_dict
 except ImportError as error:
     raise MissingExtra(
         'PostgresLedger needs psycopg: pip install "langchain-relay[postgres]"'
@@ -206,12 +205,15 @@ END $$$$;
 CREATE FUNCTION $s.finish(
     p_key text, p_model text, p_at double precision, p_expires_at double precision,
     scopes text[], keys text[], windows text[], p_state text, p_now double precision,
-    p_estimated boolean, p_calls bigint, p_tokens bigint, p_nanousd bigint
+    p_estimated boolean, p_calls bigint, p_tokens bigint, p_nanousd bigint,
+    p_worst_calls bigint, p_worst_tokens bigint, p_worst_nanousd bigint
 ) RETURNS void LANGUAGE plpgsql AS $$$$
 DECLARE
     t $s.attempts%ROWTYPE;
     held bigint[];
     unknown boolean := false;
+    booked boolean;  -- the worst case is in both counters, or only in what is booked, or in none
+    settled boolean;
 BEGIN
     SELECT * INTO t FROM $s.attempts WHERE key = p_key FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -220,7 +222,8 @@ BEGIN
         END IF;
         INSERT INTO $s.attempts (key, model, at, expires_at, state, estimated, worst_nanousd,
                 worst_tokens, worst_calls, nanousd, tokens, calls, accounts)
-            VALUES (p_key, p_model, p_at, p_expires_at, 'open', false, 0, 0, 0, 0, 0, 0, '{}')
+            VALUES (p_key, p_model, p_at, p_expires_at, 'open', false, p_worst_nanousd,
+                p_worst_tokens, p_worst_calls, 0, 0, 0, '{}')
             ON CONFLICT (key) DO NOTHING RETURNING * INTO t;
         IF FOUND THEN
             unknown := true;
@@ -239,19 +242,22 @@ BEGIN
         END LOOP;
     ELSE
         PERFORM $s.locked(held);
-        -- Lost in a crash, the reservation is there still, and expires at its worst case.
-        PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
+    booked := NOT unknown;
+    settled := t.state = 'expired';
     UPDATE $s.accounts SET
-        booked_nanousd = $s.added(booked_nanousd, p_nanousd::numeric - t.worst_nanousd),
-        booked_tokens = $s.added(booked_tokens, p_tokens::numeric - t.worst_tokens),
-        booked_calls = $s.added(booked_calls, p_calls::numeric - t.worst_calls),
+        booked_nanousd = $s.added(booked_nanousd, p_nanousd::numeric
+            - CASE WHEN booked THEN t.worst_nanousd ELSE 0 END),
+        booked_tokens = $s.added(booked_tokens, p_tokens::numeric
+            - CASE WHEN booked THEN t.worst_tokens ELSE 0 END),
+        booked_calls = $s.added(booked_calls, p_calls::numeric
+            - CASE WHEN booked THEN t.worst_calls ELSE 0 END),
         settled_nanousd = $s.added(settled_nanousd, p_nanousd::numeric
-            - CASE t.state WHEN 'expired' THEN t.worst_nanousd ELSE 0 END),
+            - CASE WHEN settled THEN t.worst_nanousd ELSE 0 END),
         settled_tokens = $s.added(settled_tokens, p_tokens::numeric
-            - CASE t.state WHEN 'expired' THEN t.worst_tokens ELSE 0 END),
+            - CASE WHEN settled THEN t.worst_tokens ELSE 0 END),
         settled_calls = $s.added(settled_calls, p_calls::numeric
-            - CASE t.state WHEN 'expired' THEN t.worst_calls ELSE 0 END)
+            - CASE WHEN settled THEN t.worst_calls ELSE 0 END)
         WHERE id = ANY (held);
     UPDATE $s.attempts SET state = p_state, nanousd = p_nanousd, tokens = p_tokens,
         calls = p_calls, estimated = p_estimated, ended_at = p_now, accounts = held
@@ -269,7 +275,8 @@ STATEMENTS = {
     "reserve": "SELECT * FROM $s.reserve(%s, %s, %s::float, %s::float, %s::text[], %s::text[],"
     " %s::text[], %s::bigint[], %s::bigint, %s::bigint, %s::bigint)",
     "finish": "SELECT $s.finish(%s, %s, %s::float, %s::float, %s::text[], %s::text[],"
-    " %s::text[], %s, %s::float, %s, %s::bigint, %s::bigint, %s::bigint)",
+    " %s::text[], %s, %s::float, %s, %s::bigint, %s::bigint, %s::bigint, %s::bigint, %s::bigint,"
+    " %s::bigint)",
     "expire": "SELECT $s.expire(%s::float)",
     "balance": "SELECT settled_nanousd, settled_tokens, settled_calls, booked_nanousd,"
     " booked_tokens, booked_calls FROM $s.accounts"
@@ -296,7 +303,7 @@ class PostgresLedger(StoreLedger):
         timeout_s: How long to wait for a connection, and for one operation.
 
     Raises:
-        UsageMistake: `schema` is no plain name.
+        UsageMistake: `url` cannot be read, or `schema` is no plain name.
     """
 
     lost = (psycopg.Error, OSError)
@@ -304,8 +311,7 @@ class PostgresLedger(StoreLedger):
     def __init__(
         self, url: str, *, schema: str = "langchain_relay", timeout_s: float = 10.0
     ) -> None:
-        parts = urlsplit(url)
-        super().__init__(f"postgresql://{parts.hostname or ''}{parts.path}")  # without password
+        super().__init__(_without_password(url))
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
             raise UsageMistake(
                 f"{schema!r} is no name for a schema: lower-case letters, digits and underscores"
@@ -345,6 +351,7 @@ class PostgresLedger(StoreLedger):
             *(made.key, made.model, made.at, made.expires_at, *_names(made.accounts)),
             *(outcome.state, outcome.now, outcome.estimated),
             *(actual.calls, actual.tokens, actual.cost_nanousd),
+            *(made.amount.calls, made.amount.tokens, made.amount.cost_nanousd),
         )
 
     def _balance(self, account: Account, now: float) -> tuple[Amount, Amount]:
@@ -485,6 +492,15 @@ class PostgresLedger(StoreLedger):
 
 _INHERITED: list[psycopg.Connection] = []
 """Connections of a parent process: kept, so that nothing closes them."""
+
+
+def _without_password(url: str) -> str:
+    """What errors may say of a connection string."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise UsageMistake(f"not a connection string of PostgreSQL: {error}") from error
+    return f"postgresql://{parts.get('host', '')}/{parts.get('dbname', '')}"
 
 
 def _nothing(cursor: psycopg.Cursor) -> None:

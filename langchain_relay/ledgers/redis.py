@@ -198,12 +198,13 @@ local function reserve(key, model, now, expires_at, ids_json, limits_json, worst
 end
 
 -- ARGV from 4: key, state, estimated, actual, and what to store if the attempt is not known
-local function settle(key, state, estimated, actual_json, model, at, expires_at, ids_json)
+local function settle(
+    key, state, estimated, actual_json, model, at, expires_at, ids_json, worst_json)
   local attempt, actual = attempt_name(key), cjson.decode(actual_json)
   local was = redis.call('HGET', attempt, 'state')
   if not was then
     if state == 'released' then return {'done'} end
-    store(key, model, at, expires_at, cjson.decode(ids_json), actual)
+    store(key, model, at, expires_at, cjson.decode(ids_json), cjson.decode(worst_json))
     each_account(attempt, function(account)
       add_all(account, 'booked', actual, 1)
       add_all(account, 'settled', actual, 1)
@@ -300,6 +301,7 @@ class RedisLedger(StoreLedger):
             *("settle", made.key, outcome.state, str(int(outcome.estimated))),
             json.dumps(_texts(outcome.actual)),
             *(made.model, repr(made.at), repr(made.expires_at), _ids(made.accounts)),
+            json.dumps(_texts(made.amount)),
         )
 
     def _balance(self, account: Account, now: float) -> tuple[Amount, Amount]:

