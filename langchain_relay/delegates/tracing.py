@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 CHILD_TAG = "relay:delegate"
 """Tag of every child run; filter `astream_events` by it."""
 
+UNKNOWN_PROVIDER = "unknown"
+"""Provider of a delegate that does not say whose model it asks (`delegate.provider`)."""
+
+CHARGE_KEY = "relay_charge"
+"""Where a child run's message says what the attempt was charged: `cost_nanousd`, `price_source`,
+`estimated`. Whole numbers, since handlers add messages up and LangChain cannot add floats."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Start:
@@ -41,7 +48,7 @@ def _start(delegate: Delegate, attempt: Attempt) -> _Start:
     model = attempt.model or delegate.model
     shown = [*attempt.messages, *([AIMessage(attempt.draft)] if attempt.draft else [])]
     return _Start(
-        {"name": type(delegate).__name__, "kwargs": {"model": model}},
+        {"name": type(delegate).__name__, "kwargs": {"model": model, **_address(delegate)}},
         [shown or [HumanMessage("")]],
         {
             "name": type(delegate).__name__,
@@ -49,6 +56,11 @@ def _start(delegate: Delegate, attempt: Attempt) -> _Start:
             "options": {"stop": None},
         },
     )
+
+
+def _address(delegate: Delegate) -> dict[str, str]:
+    base_url = getattr(delegate, "base_url", None)
+    return {"base_url": str(base_url)} if base_url else {}
 
 
 def _fields(parent: BaseRunManager) -> dict[str, Any]:
@@ -64,16 +76,27 @@ def _fields(parent: BaseRunManager) -> dict[str, Any]:
     }
 
 
-def _describe(manager: CallbackManager | AsyncCallbackManager, model: str) -> None:
+def _describe(
+    manager: CallbackManager | AsyncCallbackManager, delegate: Delegate, attempt: Attempt
+) -> None:
     # `nostream`: LangGraph's messages mode must not show the span's tokens a second time.
     manager.add_tags(["nostream"], inherit=False)
-    manager.add_metadata({"ls_model_name": model, "ls_model_type": "chat"}, inherit=False)
+    # A run inherits what its parent says of itself, and a hosted model is not the relay's.
+    described = {
+        "ls_provider": getattr(delegate, "provider", None) or UNKNOWN_PROVIDER,
+        "ls_model_name": attempt.model or delegate.model,
+        "ls_model_type": "chat",
+        "ls_temperature": None,
+        "ls_max_tokens": attempt.max_tokens,
+        "ls_stop": None,
+    }
+    manager.add_metadata(described, inherit=False)
 
 
 def open_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> Any:
     """Start the child run; returns its run manager."""
     manager = CallbackManagerForChainRun(**_fields(parent)).get_child(CHILD_TAG)
-    _describe(manager, attempt.model or delegate.model)
+    _describe(manager, delegate, attempt)
     start = _start(delegate, attempt)
     return manager.on_chat_model_start(start.serialized, start.messages, **start.options)[0]
 
@@ -81,7 +104,7 @@ def open_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> 
 async def aopen_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> Any:
     """Async twin of `open_child`."""
     manager = AsyncCallbackManagerForChainRun(**_fields(parent)).get_child(CHILD_TAG)
-    _describe(manager, attempt.model or delegate.model)
+    _describe(manager, delegate, attempt)
     start = _start(delegate, attempt)
     return (await manager.on_chat_model_start(start.serialized, start.messages, **start.options))[0]
 

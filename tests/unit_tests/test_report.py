@@ -58,6 +58,6 @@ def test_an_unknown_hosted_price_leaves_the_total_unknown():
 
 def test_an_answer_from_langchains_cache_costs_no_local_work():
     message = answer(prices={"scripted": (1, 2)})
-    message.usage_metadata = {**(message.usage_metadata or {}), "total_cost": 0}  # type: ignore[typeddict-unknown-key,typeddict-item,unused-ignore]
+    message.usage_metadata = {**(message.usage_metadata or {}), "total_cost": 0}  # type: ignore[assignment]
     report = with_local_cost(message, local_ms=5, local_cost_nanousd=7)
     assert report.total_cost_nanousd == 0
