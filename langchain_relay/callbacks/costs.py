@@ -216,8 +216,8 @@ def _row(costs: ModelCosts) -> tuple[str, ...]:
 
 def _line(row: dict[str, str]) -> str:
     return (
-        f"  {row['model']}: {row['calls']} calls, {row['input']} in ({row['cached']} cached), "
-        f"{row['output']} out ({row['reasoning']} reasoning), {row['cost']}, {row['price from']}"
+        f"  {row['model']}: calls {row['calls']}, in {row['input']} ({row['cached']} cached), "
+        f"out {row['output']} ({row['reasoning']} reasoning), {row['cost']}, {row['price from']}"
     )
 
 

@@ -185,7 +185,7 @@ class ModelCallHandler(BaseCallbackHandler):
         return self._by_tokens(call, _context(metadata, tier))
 
     def _by_tokens(self, call: ModelCall, context: Mapping[str, str]) -> ModelCall:
-        if call.usage is None:
+        if call.usage is None or call.usage.input_tokens == 0:  # not reported: no prompt is empty
             return call
         where: Any = {"provider": call.provider, "base_url": call.base_url}
         names = (call.requested_model, call.model)

@@ -167,4 +167,7 @@ class ChunkReader:
         if not metadata:
             return None
         self._usage = add_usage(self._usage, metadata)
-        return usage_from_metadata(self._usage)
+        usage = usage_from_metadata(self._usage)
+        # No request has an empty prompt: langchain-anthropic 1.7.7 writes 0 where a host leaves
+        # the count out of `message_delta`.
+        return usage if usage.input_tokens else None

@@ -161,6 +161,7 @@ def test_the_users_price_wins_over_the_table_and_not_over_the_provider():
         {"provider": "ollama"},  # a local server's model only bears the name
         {"provider": "groq"},  # does not have it
         {"usage": None},
+        {"usage": {"input_tokens": 0, "output_tokens": 10}},  # left out, as no prompt is empty
     ],
 )
 def test_what_nobody_knows_is_not_free(fields: dict[str, Any]):
@@ -199,7 +200,7 @@ def test_a_failed_call_is_counted_and_named_apart(fails_after: int):
         Hosted().invoke("?")
     assert (costs.total.calls, costs.total.failed, costs.unpriced) == (2, 1, 0)
     assert costs.cost_nanousd == 45_000
-    assert "2 (1 failed) calls" in str(costs)
+    assert "calls 2 (1 failed), in 100" in str(costs)
 
 
 def test_a_stream_that_is_left_early_is_over():
@@ -312,7 +313,7 @@ def test_it_shows_itself_as_text_table_and_html():
         Hosted(name="<b>", provider="ollama").invoke("?")
     assert str(costs).startswith(
         "0.000045 USD for 2 calls, 200 tokens in, 20 out; and what 1 call to <b> cost, which "
-        "nobody knows\n  gpt-5-mini: 1 calls, 100 in (0 cached), 10 out (0 reasoning), "
+        "nobody knows\n  gpt-5-mini: calls 1, in 100 (0 cached), out 10 (0 reasoning), "
         "0.000045 USD, genai-prices "
     )
     console = Console(width=200, file=io.StringIO(), record=True)

@@ -162,3 +162,10 @@ def test_the_details_of_langchains_counts_are_read(read: Any, wrote: Any, usage:
         output_token_details=wrote,
     )
     assert usage_from_metadata(metadata) == usage
+
+
+def test_a_count_of_no_input_is_one_that_was_left_out():
+    reader = ChunkReader(GenericFakeChatModel(messages=iter([])))
+    usage = UsageMetadata(input_tokens=0, output_tokens=5, total_tokens=5)
+    chunk = ChatGenerationChunk(message=AIMessageChunk(content="a", usage_metadata=usage))
+    assert reader.read(chunk).usage is None

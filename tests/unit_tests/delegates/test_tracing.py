@@ -13,7 +13,6 @@ from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.tracers import LangChainTracer
-from langchain_core.tracers.schemas import Run
 from langsmith import Client
 
 from langchain_relay.callbacks import CostCallbackHandler
@@ -39,10 +38,10 @@ class Smith(LangChainTracer):
         super().__init__(client=Client(api_url="http://localhost:1", api_key="x", info={}))
         self.sent: list[dict[str, Any]] = []
 
-    def _persist_run_single(self, run: Run) -> None:
+    def _persist_run_single(self, run: Any) -> None:
         pass
 
-    def _update_run_single(self, run: Run) -> None:
+    def _update_run_single(self, run: Any) -> None:  # type: ignore[override]  # static, by chance
         self.sent.append((run.extra or {}).get("metadata", {}))
 
 
