@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import threading
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -384,3 +385,58 @@ def test_totals_nest_and_do_not_leak() -> None:
     assert inner.calls == 1
     assert outer.calls == 1
     assert str(inner).startswith("1 call (1 finished, 0 failed), 0 denied")
+
+
+# --- totals where many answers are written at once ----------------------------------------------
+
+
+def test_totals_count_batches_and_threads_of_langchains() -> None:
+    model = relay(prices={"scripted": (1, 2)})
+    with get_relay_callback() as totals:
+        model.batch(["?"] * 20, {"max_concurrency": 8})
+    assert (totals.calls, totals.finished, totals.cost_nanousd) == (20, 20, 20 * 18_000)
+
+
+async def test_totals_count_tasks_and_worker_threads() -> None:
+    model = relay(prices={"scripted": (1, 2)})
+    with get_relay_callback() as totals:
+        await asyncio.gather(*(model.ainvoke("?") for _ in range(20)))
+        await model.abatch(["?"] * 10)
+        await asyncio.gather(*(asyncio.to_thread(model.invoke, "?") for _ in range(10)))
+    assert (totals.calls, totals.finished, totals.cost_nanousd) == (40, 40, 40 * 18_000)
+
+
+def test_totals_reach_a_bare_thread_only_through_the_config() -> None:
+    model = relay(prices={"scripted": (1, 2)})
+    start = threading.Barrier(8)
+
+    def work(config: Any) -> None:
+        start.wait()
+        for _ in range(10):
+            model.invoke("?", config)
+
+    with get_relay_callback() as totals:
+        configs: list[Any] = [{"callbacks": [totals]}] * 4 + [None] * 4
+        threads = [threading.Thread(target=work, args=(config,)) for config in configs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (totals.calls, totals.cost_nanousd) == (40, 40 * 18_000)
+
+
+@pytest.mark.parametrize("path", ["invoke", "stream", "ainvoke", "astream"])
+async def test_totals_count_agents(path: str) -> None:
+    agent: Any = create_agent(relay(prices={"scripted": (1, 2)}), [])
+    asked = {"messages": [HumanMessage("?")]}
+    with get_relay_callback() as totals:
+        match path:
+            case "invoke":
+                agent.invoke(asked)
+            case "stream":
+                list(agent.stream(asked, stream_mode=["messages", "custom"]))
+            case "ainvoke":
+                await agent.ainvoke(asked)
+            case "astream":
+                [part async for part in agent.astream(asked, stream_mode="messages")]
+    assert (totals.calls, totals.attempts, totals.cost_nanousd) == (1, 1, 18_000)
