@@ -214,6 +214,7 @@ class Received:
     last: Delta = field(default_factory=Delta)
     sent: bool = False
     answered: bool = False  # anything came at all: then there was a response header
+    charge: Charge | None = None  # once it is settled
 
     def add(self, delta: Delta) -> None:
         """Keep the text and the latest of everything else."""
@@ -531,7 +532,7 @@ class _HandOver:
         error: Exception | None,
     ) -> None:
         """Book what the attempt cost, and note its charge."""
-        charge = self._charge(received, error)
+        charge = received.charge = self._charge(received, error)
         self.charges.append(charge)
         if reservation is None:
             return

@@ -175,7 +175,7 @@ def token(delta: Delta) -> ChatGenerationChunk:
 def result(received: Received, model: str) -> LLMResult:
     """What the child run ends with; usage only where it was reported with a finish reason."""
     last = received.last
-    charge: Charge | None = getattr(received, "charge", None)
+    charge = received.charge
     message = AIMessage(
         received.text,
         response_metadata={

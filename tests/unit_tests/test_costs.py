@@ -259,6 +259,35 @@ def test_a_relays_failed_attempt_is_one_failed_call():
     assert costs.cost_nanousd == 9_000
 
 
+def failing() -> FailingDelegate:
+    error = ConnectionError("gone")
+    return FailingDelegate(error, after="blue ", then="sky ", usage=(12, 3), model="gpt-5-mini")
+
+
+CHARGED: dict[str, Callable[[], dict[str, Any]]] = {
+    "the relay's own prices": lambda: {"prices": {"gpt-5-mini": (1, 2)}},
+    "a cut at a stop string": lambda: {"stop": ["blue"]},
+    "a failure after a piece": lambda: {"delegate": failing()},
+    "nobody knows": lambda: {"delegate": ScriptedDelegate("blue ", usage=(12, 3), model="mine")},
+    "no usage": lambda: {"delegate": ScriptedDelegate("blue ", model="gpt-5-mini")},
+}
+
+
+ESTIMATED = {"a cut at a stop string", "a failure after a piece", "no usage"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", CHARGED)
+async def test_hosted_attempts_cost_what_the_relay_booked(case: str, path: str):
+    with get_cost_callback() as costs, get_relay_callback() as totals:
+        await PATHS[path](relay(**CHARGED[case]()))
+    assert costs.cost_nanousd == totals.cost_nanousd
+    assert costs.unpriced == totals.unpriced_calls == (case == "nobody knows")
+    assert costs.total.estimated == totals.estimated_calls
+    assert (totals.estimated_calls > 0) == (case in ESTIMATED)
+    assert totals.attempts == costs.total.calls - 1
+
+
 # --- many at once -------------------------------------------------------------------------------
 
 
