@@ -132,7 +132,7 @@ def entries(prices: UserPrices | None) -> list[Entry]:
 
 def _in_file(path: Path) -> Iterator[Entry]:
     try:
-        read = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageMistake(f"the price file {str(path)!r} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:

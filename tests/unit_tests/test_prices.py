@@ -188,7 +188,7 @@ def written(tmp_path: Path, text: str) -> PriceBook:
 )
 def test_the_most_specific_price_of_a_file_counts(tmp_path: Path, where: Any, nanousd: int):
     price = found(written(tmp_path, TOML), "m", **where)
-    assert price.cost_nanousd(Usage(1, 0)) == nanousd  # exact: TOML's numbers become Decimal
+    assert price.cost_nanousd(Usage(1, 0)) == nanousd  # exact, although TOML has floats
     dates = {100: "2026-11-01", 200: "2026-11-20", 300: "2026-11-01"}
     assert price.source == f"user (prices.toml), as of {dates[nanousd]}"
 
