@@ -138,9 +138,10 @@ class ModelCallHandler(BaseCallbackHandler):
     def _over(self, run_id: UUID, message: AIMessage | None, error: BaseException | None) -> None:
         with self._lock:
             started = self._running.pop(run_id, None)
-            if message is None and (started is None or error is None):
-                return
-            call = self._call(started, message, error)
+        if message is None and (started is None or error is None):
+            return
+        call = self._call(started, message, error)
+        with self._lock:  # not while it is priced, which takes a while
             self.on_model_call(call)
 
     def _call(
