@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,35 @@ def test_counts_that_contradict_cost_as_uncached_at_the_users_price():
 def test_a_table_that_says_too_little_or_too_much_is_refused(table: Any, what: str):
     with pytest.raises(UsageMistake, match=what):
         PriceBook({"my-model": table})
+
+
+USD = st.decimals("0.001", "2000", places=6)
+COUNT = st.integers(0, 10**9)
+
+
+@given(
+    usd=st.fixed_dictionaries(
+        {"input": USD, "output": USD},
+        optional={"cached_input": USD, "cache_write": USD, "reasoning": USD},
+    ),
+    counts=st.tuples(COUNT, COUNT, COUNT, COUNT, COUNT),
+)
+def test_costs_are_exact_rounded_up_and_never_above_the_worst_case(
+    usd: dict[str, Decimal], counts: tuple[int, int, int, int, int]
+):
+    fresh, read, written, said, thought = counts
+    price = found(PriceBook({"m": usd}), "m")
+    usage = Usage(fresh + read + written, said + thought, read, written, thought)
+    exact = (
+        fresh * Fraction(usd["input"])
+        + read * Fraction(usd.get("cached_input", usd["input"]))
+        + written * Fraction(usd.get("cache_write", usd["input"]))
+        + said * Fraction(usd["output"])
+        + thought * Fraction(usd.get("reasoning", usd["output"]))
+    ) * 1_000  # nano-dollars per token at a dollar per million
+    assert price.cost_nanousd(usage) == math.ceil(exact)
+    worst = price.worst_nanousd(usage.input_tokens, usage.output_tokens)
+    assert price.cost_nanousd(usage) <= worst
 
 
 # --- the TOML file ------------------------------------------------------------------------------
