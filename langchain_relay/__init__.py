@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from langchain_relay.budget import Budget
-    from langchain_relay.callbacks import RelayCallbackHandler, get_relay_callback
+    from langchain_relay.callbacks import (
+        CostCallbackHandler,
+        RelayCallbackHandler,
+        get_cost_callback,
+        get_relay_callback,
+    )
     from langchain_relay.chat_models import RelayChatModel
     from langchain_relay.engine.values import Charge, Span
     from langchain_relay.errors import BudgetExceeded
@@ -23,11 +28,13 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "Charge",
+    "CostCallbackHandler",
     "RelayCallbackHandler",
     "RelayChatModel",
     "RelayReport",
     "Span",
     "__version__",
+    "get_cost_callback",
     "get_relay_callback",
     "relay_report",
 ]
@@ -36,10 +43,12 @@ _HOMES = {
     "Budget": "langchain_relay.budget",
     "BudgetExceeded": "langchain_relay.errors",
     "Charge": "langchain_relay.engine.values",
+    "CostCallbackHandler": "langchain_relay.callbacks",
     "RelayCallbackHandler": "langchain_relay.callbacks",
     "RelayChatModel": "langchain_relay.chat_models",
     "RelayReport": "langchain_relay.report",
     "Span": "langchain_relay.engine.values",
+    "get_cost_callback": "langchain_relay.callbacks",
     "get_relay_callback": "langchain_relay.callbacks",
     "relay_report": "langchain_relay.report",
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.values import Charge, Span
 from langchain_relay.errors import UsageMistake
 from langchain_relay.messages import METADATA_KEY
+from langchain_relay.prices import with_age
 from langchain_relay.schema import CALL_DENIED, CALL_FAILED, CALL_STARTED, total_cost_nanousd
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class RelayReport:
         delegate_only_cost_nanousd: Estimate of what the hosted model alone would have cost for
             this question and an answer of this length; `None` if its price is unknown.
         estimated: Part of the cost is a reserved worst case, because no usage was reported.
+        local_ms: Milliseconds of local work, where they were priced.
+        local_cost_nanousd: What they cost at `local_usd_per_hour`; `None`: no price was given.
     """
 
     spans: tuple[Span, ...]
@@ -50,6 +54,15 @@ class RelayReport:
     cost_nanousd: int | None
     delegate_only_cost_nanousd: int | None
     estimated: bool
+    local_ms: int | None = None
+    local_cost_nanousd: int | None = None
+
+    @property
+    def total_cost_nanousd(self) -> int | None:
+        """Hosted and, where it has a price, local cost together; `None` if one is unknown."""
+        if self.cost_nanousd is None:
+            return None
+        return self.cost_nanousd + (self.local_cost_nanousd or 0)
 
     def __str__(self) -> str:
         return "\n".join([self._marked(), *(f"{name}: {value}" for name, value in self._rows())])
@@ -64,15 +77,26 @@ class RelayReport:
         cost = usd(self.cost_nanousd) + (
             " (partly estimated)" if self.estimated and self.cost_nanousd else ""
         )
-        sources = sorted({c.price_source for c in self.charges if c.price_source})
+        today = datetime.now().astimezone().date()
+        sources = sorted({with_age(c.price_source, today) for c in self.charges if c.price_source})
         return [
             ("spans", str(len(self.spans))),
             ("calls", f"{self.calls} ({self.denied} denied, {self.failed} failed)"),
             ("local tokens", str(self.local_tokens)),
             ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
             ("cost", cost),
-            ("price from", ", ".join(sources) or "-"),
+            *self._local_rows(),
+            ("price from", "; ".join(sources) or "-"),
             ("the hosted model alone", f"about {usd(self.delegate_only_cost_nanousd)}"),
+        ]
+
+    def _local_rows(self) -> list[tuple[str, str]]:
+        if self.local_cost_nanousd is None:
+            return []
+        worked = f" for {self.local_ms / 1000:.1f} s" if self.local_ms is not None else ""
+        return [
+            ("local cost", usd(self.local_cost_nanousd) + worked),
+            ("both", usd(self.total_cost_nanousd)),
         ]
 
     def __rich__(self) -> RenderableType:
@@ -132,6 +156,7 @@ def relay_report(message: BaseMessage) -> RelayReport:
     written = sum(span.tokens for span in spans)
     # langchain-core marks a message that came from its cache like this; it cost nothing this time.
     cached = (getattr(message, "usage_metadata", None) or {}).get("total_cost") == 0
+    local_cost: int | None = relay.get("local_cost_nanousd")
     return RelayReport(
         spans=spans,
         charges=charges,
@@ -144,4 +169,6 @@ def relay_report(message: BaseMessage) -> RelayReport:
         cost_nanousd=0 if cached else total_cost_nanousd(charges),
         delegate_only_cost_nanousd=relay.get("delegate_only_cost_nanousd"),
         estimated=any(charge.estimated for charge in charges),
+        local_ms=relay.get("local_ms"),
+        local_cost_nanousd=0 if cached and local_cost is not None else local_cost,
     )

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -55,6 +56,29 @@ def closed_breakers() -> Iterator[None]:
     from langchain_relay.delegates.breaker import BREAKERS
 
     BREAKERS.forget()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def checked_events() -> Iterator[None]:
+    """Every event that any test brings about is as its schema says, and JSON-able."""
+    from jsonschema import Draft202012Validator
+
+    from langchain_relay import answer, events, messages, schema
+
+    validator = Draft202012Validator(events.json_schema())
+
+    def checked(event: Any) -> Iterator[tuple[schema.EventName, dict[str, Any]]]:
+        for name, data in schema.wire_events(event):
+            validator.validate({"type": name, **data})
+            parsed = events.parse_event(data, name)
+            assert parsed.model_dump(exclude={"type"}) == data
+            assert not parsed.model_extra, f"{name}: {parsed.model_extra} is not documented"
+            yield name, data
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (answer, messages):
+            patch.setattr(module, "wire_events", checked)
+        yield
 
 
 @pytest.fixture(scope="session")

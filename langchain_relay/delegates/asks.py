@@ -9,7 +9,15 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.values import Attempt, Delegate, Delta, Opened, SpanEnd, SpanPiece
+from langchain_relay.engine.values import (
+    Attempt,
+    Charge,
+    Delegate,
+    Delta,
+    Opened,
+    SpanEnd,
+    SpanPiece,
+)
 
 if TYPE_CHECKING:
     from langchain_core.rate_limiters import BaseRateLimiter
@@ -41,6 +49,7 @@ class Received:
     last: Delta = field(default_factory=Delta)
     sent: bool = False
     answered: bool = False  # anything came at all: then there was a response header
+    charge: Charge | None = None  # once it is settled
 
     def add(self, delta: Delta) -> None:
         """Keep the text and the latest of everything else."""

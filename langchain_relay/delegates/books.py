@@ -128,7 +128,7 @@ class Books:
 
     def settle(self, member: Member, received: Received, error: Exception | None) -> Booked[None]:
         """Book what the attempt cost, and note its charge."""
-        charge = self._charge(member, received, error)
+        charge = received.charge = self._charge(member, received, error)
         self.charges.append(charge)
         reservation, self._reservation = self._reservation, None
         if reservation is None:

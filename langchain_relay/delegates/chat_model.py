@@ -147,6 +147,11 @@ class ChatModelDelegate(Probing):
         return _base_url(self._chat)
 
     @property
+    def provider(self) -> str | None:
+        """Whose model it is, as LangChain calls it in traces."""
+        return self._chat._get_ls_params().get("ls_provider")  # noqa: SLF001 - there is no other way
+
+    @property
     def worst_attempts(self) -> int | None:
         """See `Delegate.worst_attempts`."""
         return self._worst

@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from langchain_relay.delegates.continuation import Repeated
 from langchain_relay.engine.values import Delta, Usage
 from langchain_relay.errors import DelegateTruncated
+from langchain_relay.prices.reported import reported_cost
 
 __all__ = ["ChunkReader", "cost_usd", "families", "normal_finish", "usage_from_metadata"]
 
@@ -81,15 +82,33 @@ def cost_usd(value: Any) -> str | None:
 
 def usage_from_metadata(metadata: UsageMetadata) -> Usage:
     """LangChain's counts as ours; both count cached tokens as input."""
-    read = metadata.get("input_token_details") or {}
-    wrote = metadata.get("output_token_details") or {}
+    read: Mapping[str, Any] = metadata.get("input_token_details") or {}
+    wrote: Mapping[str, Any] = metadata.get("output_token_details") or {}
     return Usage(
         input_tokens=metadata["input_tokens"],
         output_tokens=metadata["output_tokens"],
-        cached_input_tokens=read.get("cache_read"),
-        cache_write_tokens=read.get("cache_creation"),
-        reasoning_tokens=wrote.get("reasoning"),
+        cached_input_tokens=_sum(read, *_tiered("cache_read")),
+        cache_write_tokens=_sum(read, *_tiered("cache_creation"), *_CACHE_WRITES),
+        reasoning_tokens=_sum(wrote, *_tiered("reasoning")),
+        cache_write_1h_tokens=_sum(read, _CACHE_WRITES[1]),
+        input_audio_tokens=_sum(read, "audio"),
+        output_audio_tokens=_sum(wrote, "audio"),
     )
+
+
+_CACHE_WRITES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+"""langchain-anthropic counts a write here or under `cache_creation`, never in both."""
+
+
+def _tiered(name: str) -> tuple[str, ...]:
+    """langchain-openai renames the counts of a request that another tier served."""
+    return (name, f"flex_{name}", f"priority_{name}")
+
+
+def _sum(details: Mapping[str, Any], *names: str) -> int | None:
+    """The counts of these names together; `None` if there are none."""
+    counts = [count for name in names if (count := details.get(name)) is not None]
+    return sum(counts) if counts else None
 
 
 class ChunkReader:
@@ -125,7 +144,7 @@ class ChunkReader:
             usage=self._counted(message),
             finish=finish,
             model=metadata.get("model_name") or metadata.get("model") or None,
-            cost_usd=cost_usd(metadata.get("cost", metadata.get("response_cost"))),
+            cost_usd=cost_usd(reported_cost(metadata)),
         )
 
     def end(self) -> Delta | None:
@@ -148,4 +167,7 @@ class ChunkReader:
         if not metadata:
             return None
         self._usage = add_usage(self._usage, metadata)
-        return usage_from_metadata(self._usage)
+        usage = usage_from_metadata(self._usage)
+        # No request has an empty prompt: langchain-anthropic 1.7.7 writes 0 where a host leaves
+        # the count out of `message_delta`.
+        return usage if usage.input_tokens else None

@@ -25,6 +25,9 @@ from langchain_relay.engine.values import (
 )
 from langchain_relay.messages import turns
 
+LOCAL_PROVIDER = "langchain_relay"
+"""Whose models those are that a relay decodes itself."""
+
 
 class LocalDelegate:
     """Hands spans to a local model; the draft is continued literally and nothing is billed.
@@ -60,6 +63,11 @@ class LocalDelegate:
     def mode(self) -> Mode:
         """The draft is the open end of the assistant's turn."""
         return "prefill"
+
+    @property
+    def provider(self) -> str:
+        """Ours: nobody charges for it."""
+        return LOCAL_PROVIDER
 
     @property
     def worst_attempts(self) -> int:

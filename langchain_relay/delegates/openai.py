@@ -140,6 +140,11 @@ class OpenAIDelegate(Probing):
         return without_credentials(self._clients.base_url)
 
     @property
+    def provider(self) -> str:
+        """The protocol's; whose model it is, the address tells."""
+        return "openai"
+
+    @property
     def worst_attempts(self) -> int:
         """See `Delegate.worst_attempts`. The client's retries are off."""
         return 1

@@ -9,23 +9,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.callbacks.manager import (
     AsyncCallbackManagerForChainRun,
+    AsyncCallbackManagerForLLMRun,
     BaseRunManager,
     CallbackManagerForChainRun,
+    CallbackManagerForLLMRun,
 )
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResult
 
-from langchain_relay.engine.values import Attempt, Delegate, Delta, Usage
+from langchain_relay.engine.errors import NANOUSD_PER_USD
+from langchain_relay.engine.values import Attempt, Charge, Delegate, Delta, Usage
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.asks import Received
 
 CHILD_TAG = "relay:delegate"
 """Tag of every child run; filter `astream_events` by it."""
+
+UNKNOWN_PROVIDER = "unknown"
+"""Provider of a delegate that does not say whose model it asks (`delegate.provider`)."""
+
+CHARGE_KEY = "relay_charge"
+"""Where a child run's message says what the attempt was charged: `cost_nanousd`, `price_source`,
+`estimated`. Whole numbers, since handlers add messages up and LangChain cannot add floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ def _start(delegate: Delegate, attempt: Attempt) -> _Start:
     model = attempt.model or delegate.model
     shown = [*attempt.messages, *([AIMessage(attempt.draft)] if attempt.draft else [])]
     return _Start(
-        {"name": type(delegate).__name__, "kwargs": {"model": model}},
+        {"name": type(delegate).__name__, "kwargs": {"model": model, **_address(delegate)}},
         [shown or [HumanMessage("")]],
         {
             "name": type(delegate).__name__,
@@ -49,6 +59,11 @@ def _start(delegate: Delegate, attempt: Attempt) -> _Start:
             "options": {"stop": None},
         },
     )
+
+
+def _address(delegate: Delegate) -> dict[str, str]:
+    base_url = getattr(delegate, "base_url", None)
+    return {"base_url": str(base_url)} if base_url else {}
 
 
 def _fields(parent: BaseRunManager) -> dict[str, Any]:
@@ -64,26 +79,92 @@ def _fields(parent: BaseRunManager) -> dict[str, Any]:
     }
 
 
-def _describe(manager: CallbackManager | AsyncCallbackManager, model: str) -> None:
+def _describe(
+    manager: CallbackManager | AsyncCallbackManager, delegate: Delegate, attempt: Attempt
+) -> None:
     # `nostream`: LangGraph's messages mode must not show the span's tokens a second time.
     manager.add_tags(["nostream"], inherit=False)
-    manager.add_metadata({"ls_model_name": model, "ls_model_type": "chat"}, inherit=False)
+    # A run inherits what its parent says of itself, and a hosted model is not the relay's.
+    described = {
+        "ls_provider": getattr(delegate, "provider", None) or UNKNOWN_PROVIDER,
+        "ls_model_name": attempt.model or delegate.model,
+        "ls_model_type": "chat",
+        "ls_temperature": None,
+        "ls_max_tokens": attempt.max_tokens,
+        "ls_stop": None,
+    }
+    manager.add_metadata(described, inherit=False)
 
 
 def open_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> Any:
     """Start the child run; returns its run manager."""
     manager = CallbackManagerForChainRun(**_fields(parent)).get_child(CHILD_TAG)
-    _describe(manager, attempt.model or delegate.model)
+    _describe(manager, delegate, attempt)
     start = _start(delegate, attempt)
-    return manager.on_chat_model_start(start.serialized, start.messages, **start.options)[0]
+    (run,) = manager.on_chat_model_start(start.serialized, start.messages, **start.options)
+    return ChildRun(**_fields(run))
 
 
 async def aopen_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> Any:
     """Async twin of `open_child`."""
     manager = AsyncCallbackManagerForChainRun(**_fields(parent)).get_child(CHILD_TAG)
-    _describe(manager, attempt.model or delegate.model)
+    _describe(manager, delegate, attempt)
     start = _start(delegate, attempt)
-    return (await manager.on_chat_model_start(start.serialized, start.messages, **start.options))[0]
+    (run,) = await manager.on_chat_model_start(start.serialized, start.messages, **start.options)
+    return AsyncChildRun(**_fields(run))
+
+
+class ChildRun(CallbackManagerForLLMRun):
+    """A child run that tells LangSmith what the attempt was charged.
+
+    LangSmith reads costs from the usage, as floats. No other handler may see them there: whoever
+    adds usage up with langchain-core's `add_usage` fails at a float.
+    """
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """See `CallbackManagerForLLMRun.on_llm_end`."""
+        for handlers, told in _told(self.handlers, response):
+            run = CallbackManagerForLLMRun(**{**_fields(self), "handlers": handlers})
+            run.on_llm_end(told, **kwargs)
+
+
+class AsyncChildRun(AsyncCallbackManagerForLLMRun):
+    """Async twin of `ChildRun`."""
+
+    async def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """See `AsyncCallbackManagerForLLMRun.on_llm_end`."""
+        for handlers, told in _told(self.handlers, response):
+            run = AsyncCallbackManagerForLLMRun(**{**_fields(self), "handlers": handlers})
+            await run.on_llm_end(told, **kwargs)
+
+
+def _told(
+    handlers: list[BaseCallbackHandler], response: LLMResult
+) -> list[tuple[list[BaseCallbackHandler], LLMResult]]:
+    """Which handlers are told which result."""
+    from langchain_core.tracers import LangChainTracer
+
+    tracers: list[BaseCallbackHandler]
+    tracers = [handler for handler in handlers if isinstance(handler, LangChainTracer)]
+    if not tracers:
+        return [(handlers, response)]
+    others = [handler for handler in handlers if not isinstance(handler, LangChainTracer)]
+    return [(others, response), (tracers, _with_cost(response))]
+
+
+def _with_cost(response: LLMResult) -> LLMResult:
+    """The result as LangSmith reads it: US dollars as `total_cost` of the usage."""
+    generation = response.generations[0][0]
+    assert isinstance(generation, ChatGeneration)
+    message = generation.message
+    charge = message.response_metadata.get(CHARGE_KEY) or {}
+    cost_nanousd: int | None = charge.get("cost_nanousd")
+    if cost_nanousd is None:
+        return response
+    usage = getattr(message, "usage_metadata", None) or {}
+    priced = {**usage, "total_cost": cost_nanousd / NANOUSD_PER_USD}
+    told = message.model_copy(update={"usage_metadata": priced})
+    return LLMResult(generations=[[ChatGeneration(message=told)]])
 
 
 def token(delta: Delta) -> ChatGenerationChunk:
@@ -94,15 +175,25 @@ def token(delta: Delta) -> ChatGenerationChunk:
 def result(received: Received, model: str) -> LLMResult:
     """What the child run ends with; usage only where it was reported with a finish reason."""
     last = received.last
+    charge = received.charge
     message = AIMessage(
         received.text,
         response_metadata={
             "finish_reason": last.finish or "cut",
             "model_name": last.model or model,
+            **({CHARGE_KEY: _charged(charge)} if charge else {}),
         },
         usage_metadata=_usage_metadata(last.usage) if last.usage and last.finish else None,
     )
     return LLMResult(generations=[[ChatGeneration(message=message)]])
+
+
+def _charged(charge: Charge) -> dict[str, Any]:
+    return {
+        "cost_nanousd": charge.cost_nanousd,
+        "price_source": charge.price_source,
+        "estimated": charge.estimated,
+    }
 
 
 def _usage_metadata(usage: Usage) -> UsageMetadata:
@@ -111,8 +202,12 @@ def _usage_metadata(usage: Usage) -> UsageMetadata:
         output_tokens=usage.output_tokens,
         total_tokens=usage.input_tokens + usage.output_tokens,
     )
-    if usage.cached_input_tokens is not None:
-        metadata["input_token_details"] = {"cache_read": usage.cached_input_tokens}
+    cached = {
+        "cache_read": usage.cached_input_tokens,
+        "cache_creation": usage.cache_write_tokens,
+    }
+    if told := {name: count for name, count in cached.items() if count is not None}:
+        metadata["input_token_details"] = InputTokenDetails(**told)  # type: ignore[typeddict-item]
     if usage.reasoning_tokens is not None:
         metadata["output_token_details"] = {"reasoning": usage.reasoning_tokens}
     return metadata

@@ -311,13 +311,19 @@ class SpanSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as a provider reported them; `input_tokens` includes cached ones."""
+    """Token counts as a provider reported them; the first two include all others.
+
+    `cache_write_1h_tokens` (Anthropic's longer cache) are among `cache_write_tokens`.
+    """
 
     input_tokens: int
     output_tokens: int
     cached_input_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

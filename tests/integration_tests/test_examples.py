@@ -24,6 +24,12 @@ CASES = {
         r"answer: It is 3 degrees in Oslo, so take a coat\.\n"
         r"BudgetExceeded: this hand-over may need"
     ),
+    "costs_of_every_model": (
+        r"^0\.00\d+ USD for 15 calls, .* 3 calls to llama3\.2 cost, which nobody knows\n"
+        r"  gpt-5-mini: calls 6, in 3120 \(2400 cached\), .*, 0\.00\d+ USD, genai-prices .*\n"
+        r"  claude-haiku-4-5: .*, 0\.00\d+ USD, .*\n  llama3\.2: .*, unknown, -\n"
+        r"  scripted-local: .*, 0 USD, local\n\nwith .*: 0\.000011 USD for 1 call, "
+    ),
     "in_a_chain": (
         r"never: .+\n +0 calls[\s\S]*auto: .+\n[\s\S]*always: .+\n +1 call \(1 finished"
     ),

@@ -26,7 +26,7 @@ LAYERS = {
         *("errors", "offline"),
     ],
     2: ["engine.loop", "budget", "ledgers", "local", "policies", "prices", "schema", "testing"],
-    3: ["engine.drivers"],
+    3: ["engine.drivers", "events"],
     4: ["answer", "delegates", "messages", "report", "runs", "teaching"],
     5: ["callbacks", "chat_models", "checks", "middleware", "tools"],
     6: ["__main__", "calibration", "cli", "evals", "routers", "training"],

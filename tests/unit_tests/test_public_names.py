@@ -12,11 +12,13 @@ DOCUMENTED = {
     "Budget",
     "BudgetExceeded",
     "Charge",
+    "CostCallbackHandler",
     "RelayCallbackHandler",
     "RelayChatModel",
     "RelayReport",
     "Span",
     "__version__",
+    "get_cost_callback",
     "get_relay_callback",
     "relay_report",
 }

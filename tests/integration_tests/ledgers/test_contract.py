@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_the_first_limit_that_refuses_is_named(ledger):
 @pytest.mark.parametrize("unit", ["calls", "tokens", "cost_nanousd"])
 def test_zero_is_never(ledger, unit):
     with pytest.raises(BudgetExceeded):
-        reserve(ledger, Amount(1, 1, 1), "a", Limit(RUN, **{unit: 0}))
+        reserve(ledger, Amount(1, 1, 1), "a", Limit(RUN, **dict[str, Any]({unit: 0})))
 
 
 def test_what_costs_nothing_fits_into_a_budget_of_nothing(ledger):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def place(server: Store) -> Place:
     return Place(kind, server.url, fresh_name())
 
 
-def reserve(ledger: Ledger, key: str, *, now: float = 0, **limit: int) -> Reservation:
+def reserve(ledger: Ledger, key: str, *, now: float = 0, **limit: Any) -> Reservation:
     limits = [Limit(ALL, **limit)]
     return ledger.reserve(limits, Amount(10, 2, 1), key=key, now=now, expires_at=now + 100)
 

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
-from langchain_relay.delegates.chunks import ChunkReader, cost_usd, normal_finish
+from langchain_relay.delegates.chunks import (
+    ChunkReader,
+    cost_usd,
+    normal_finish,
+    usage_from_metadata,
+)
 from langchain_relay.engine.errors import DelegateTruncated
 from langchain_relay.engine.values import Delta, Usage
 
@@ -124,3 +130,42 @@ def test_a_whole_reply_cannot_be_cut():
     reader = ChunkReader(BaseChatOpenAI())
     assert reader.read(ChatGeneration(message=AIMessage("blue"))) == Delta("blue", finish="stop")
     assert reader.end() is None
+
+
+@pytest.mark.parametrize(
+    ("read", "wrote", "usage"),
+    [
+        ({}, {}, Usage(9, 5)),
+        (
+            {"cache_read": 1, "cache_creation": 2, "audio": 3},
+            {"reasoning": 4, "audio": 5},
+            Usage(9, 5, 1, 2, 4, None, 3, 5),
+        ),
+        (  # langchain-openai, served as flex
+            {"flex": 6, "flex_cache_read": 3},
+            {"flex": 1, "flex_reasoning": 4},
+            Usage(9, 5, 3, None, 4),
+        ),
+        (  # langchain-anthropic with the lives of its caches
+            {"cache_creation": 0, "ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 3},
+            {},
+            Usage(9, 5, None, 5, None, 3),
+        ),
+    ],
+)
+def test_the_details_of_langchains_counts_are_read(read: Any, wrote: Any, usage: Usage):
+    metadata = UsageMetadata(
+        input_tokens=9,
+        output_tokens=5,
+        total_tokens=14,
+        input_token_details=read,
+        output_token_details=wrote,
+    )
+    assert usage_from_metadata(metadata) == usage
+
+
+def test_a_count_of_no_input_is_one_that_was_left_out():
+    reader = ChunkReader(GenericFakeChatModel(messages=iter([])))
+    usage = UsageMetadata(input_tokens=0, output_tokens=5, total_tokens=5)
+    chunk = ChatGenerationChunk(message=AIMessageChunk(content="a", usage_metadata=usage))
+    assert reader.read(chunk).usage is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from langchain_relay.ledgers.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA
 ALL = Account("global", "", "2026-11-21")
 
 
-def reserve(ledger: SQLiteLedger, key: str = "a", **limits: int):
+def reserve(ledger: SQLiteLedger, key: str = "a", **limits: Any):
     return ledger.reserve([Limit(ALL, **limits)], Amount(5, 1, 1), key=key, now=1, expires_at=9)
 
 

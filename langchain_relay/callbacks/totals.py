@@ -1,4 +1,4 @@
-"""Handlers for the relay's events, and totals over a block of code."""
+"""Totals over the relay's events, for a block of code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 
+from langchain_relay.callbacks.relay import RelayCallbackHandler
 from langchain_relay.report import usd
 from langchain_relay.schema import (
     BudgetWarningEvent,
@@ -22,44 +21,6 @@ from langchain_relay.schema import (
     CallOutcome,
     CallStartedEvent,
 )
-
-
-class RelayCallbackHandler(BaseCallbackHandler):
-    """Typed callbacks for the five relay events; override those you need.
-
-    Attach it like any LangChain handler. Each event comes on the answer's own run: `run_id` is that
-    of the `RelayChatModel` call. Budgets do not depend on handlers; an exception in one is logged
-    and swallowed by LangChain unless the handler sets `raise_error = True`.
-    """
-
-    def on_relay_call_started(self, event: CallStartedEvent, *, run_id: UUID) -> None:
-        """A hand-over is reserved and about to be sent."""
-
-    def on_relay_call_finished(self, event: CallFinishedEvent, *, run_id: UUID) -> None:
-        """A hand-over ended well."""
-
-    def on_relay_call_denied(self, event: CallDeniedEvent, *, run_id: UUID) -> None:
-        """A hand-over did not start."""
-
-    def on_relay_call_failed(self, event: CallFailedEvent, *, run_id: UUID) -> None:
-        """A hand-over started and failed."""
-
-    def on_relay_budget_warning(self, event: BudgetWarningEvent, *, run_id: UUID) -> None:
-        """A budget is nearly used up."""
-
-    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ARG002 - LangChain's signature
-        """Pass a relay event to its typed callback; other events are not ours."""
-        match name:
-            case "relay.call.started":
-                self.on_relay_call_started(data, run_id=run_id)
-            case "relay.call.finished":
-                self.on_relay_call_finished(data, run_id=run_id)
-            case "relay.call.denied":
-                self.on_relay_call_denied(data, run_id=run_id)
-            case "relay.call.failed":
-                self.on_relay_call_failed(data, run_id=run_id)
-            case "relay.budget.warning":
-                self.on_relay_budget_warning(data, run_id=run_id)
 
 
 @dataclass(eq=False)  # each is its own: LangChain drops a handler that equals another

@@ -1,0 +1,49 @@
+"""Costs that providers report themselves, and how old a price is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from langchain_relay.prices.price import nanousd
+
+_AS_OF = re.compile(r"as of (\d{4}-\d{2}-\d{2})$")
+
+
+def reported_nanousd(cost_usd: str) -> int:
+    """Nano-dollars of a cost that a provider itself reports, rounded up.
+
+    Raises:
+        ValueError: not a finite number from 0 up.
+    """
+    try:
+        cost = Decimal(cost_usd)
+    except InvalidOperation as e:
+        raise ValueError(f"a provider reported the cost {cost_usd!r}, which is no number") from e
+    if not cost.is_finite() or cost < 0:
+        raise ValueError(f"a provider reported the cost {cost_usd!r} US dollars")
+    return nanousd(cost)
+
+
+def reported_cost(metadata: Mapping[str, Any]) -> Any:
+    """What a LangChain message's `response_metadata` says a request cost, in US dollars.
+
+    `cost` is langchain-openrouter's, `response_cost` langchain-litellm's, `token_usage.cost` what
+    ChatOpenAI passes on of OpenRouter's reply.
+    """
+    usage = metadata.get("token_usage")
+    within = usage.get("cost") if isinstance(usage, Mapping) else None
+    found = (metadata.get("cost"), metadata.get("response_cost"), within)
+    return next((cost for cost in found if cost is not None), None)
+
+
+def with_age(source: str, today: date) -> str:
+    """A price's source with its age in days, where it has a date: `user, as of … (3 days old)`."""
+    found = _AS_OF.search(source)
+    if found is None:
+        return source
+    days = (today - date.fromisoformat(found[1])).days
+    return f"{source} ({days} {'day' if days == 1 else 'days'} old)"
