@@ -24,7 +24,6 @@ from langchain_relay.delegates.clients import (
     copied_without_retries,
     family_of,
     field,
-    settings_of,
 )
 from langchain_relay.delegates.continuation import Repeated, continue_messages
 from langchain_relay.delegates.failures import building, translated
@@ -32,6 +31,7 @@ from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
+from langchain_relay.delegates.settings import settings_of
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
 from langchain_relay.errors import UsageMistake
