@@ -303,7 +303,10 @@ def _with_least_reasoning(model: BaseChatModel) -> BaseChatModel:
     if rule is None or any(field(model, name) is not None for name in _REASONING_FIELDS):
         return model
     fields = type(model).model_fields
-    update = {name: value for name, value in rule.settings.items() if name in fields}
+    # A copy is updated by the names of fields, and a setting may be known by its alias.
+    names = {known.alias: name for name, known in fields.items() if known.alias}
+    settings = {names.get(name, name): value for name, value in rule.settings.items()}
+    update = {name: value for name, value in settings.items() if name in fields}
     if rule.body and "extra_body" in fields:
         update["extra_body"] = {**rule.body, **(field(model, "extra_body") or {})}
     return model.model_copy(update=update) if update else model

@@ -137,6 +137,16 @@ class _OpenAI(_ByKeyword):
         update = {"root_async_client": client, "async_client": client.chat.completions}
         return chat.model_copy(update=update)
 
+    def limited(
+        self, chat: BaseChatModel, attempt: Attempt
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
+        chat, kwargs = super().limited(chat, attempt)
+        if "AzureChatOpenAI" in families(chat):
+            # It does not rename the limit as ChatOpenAI does, and newer models refuse the old one.
+            chat = chat.model_copy(update={"max_tokens": None})
+            kwargs["max_completion_tokens"] = kwargs.pop("max_tokens")
+        return chat, kwargs
+
     def flagged(self, chat: BaseChatModel, flag: Spelling) -> tuple[BaseChatModel, dict[str, Any]]:
         if flag == "continue_final_message":
             return chat, {"extra_body": {**(field(chat, "extra_body") or {}), **CONTINUE_FLAGS}}

@@ -1,4 +1,4 @@
-"""What tells one hosted model from another of its name, as plain data for a cache key; no secrets."""
+"""What tells one hosted model from another of its name: plain data for a cache key, no secrets."""
 
 from __future__ import annotations
 
