@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.language_models import BaseChatModel
 
 from langchain_relay.delegates.chunks import families
+from langchain_relay.delegates.litellm import OnlyReported
 from langchain_relay.delegates.loops import with_own_connections
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ class Family:
         flags: Spellings that reach the request.
         marks: A flag on the message is read from its `additional_kwargs`.
         default_flag: The spelling where nothing is known of the host.
+        more_fields: The field with what a request has beside the class's own fields.
     """
 
     sends_once = False
     flags: frozenset[Spelling] = frozenset({"prefix", "partial"})
     marks = True
     default_flag: Spelling = "prefix"
+    more_fields = "extra_body"
 
     def base_url(self, chat: BaseChatModel) -> str | None:
         """Where requests go."""
@@ -254,10 +257,17 @@ class _Gemini(Family):
 
 
 class _LiteLLM(_ByKeyword):
-    """Below the class's own retries lie those of LiteLLM and of the SDKs it uses."""
+    """Below the class's own retries lie those of LiteLLM and of the SDKs it uses.
+
+    What it makes up is taken out again: see `litellm.py`.
+    """
 
     flags = frozenset({"prefix", "partial", "continue_final_message"})
     marks = False
+    more_fields = "model_kwargs"
+
+    def without_retries(self, chat: BaseChatModel) -> dict[str, Any]:
+        return {"client": OnlyReported(field(chat, "client"))}
 
     def limited(
         self, chat: BaseChatModel, attempt: Attempt
