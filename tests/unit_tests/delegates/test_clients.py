@@ -21,9 +21,10 @@ from langchain_relay.delegates.settings import without_secrets
 from langchain_relay.errors import DelegateTruncated, UsageMistake
 
 KEY: Any = "sk-secret"
-CLAUDE = ChatAnthropic(model_name="claude-haiku-4-5", api_key=KEY)
+NAMED: dict[str, Any] = {"model": "claude-haiku-4-5"}  # the aliases users write
+CLAUDE = ChatAnthropic(api_key=KEY, **NAMED)
 GEMINI = ChatGoogleGenerativeAI(model="gemini-2.5-flash", api_key=KEY)
-GROQ = ChatGroq(model="llama-3.3-70b-versatile", api_key=KEY)
+GROQ = ChatGroq(api_key=KEY, **{**NAMED, "model": "llama-3.3-70b-versatile"})
 MISTRAL = ChatMistralAI(model_name="mistral-small-latest", api_key=KEY)
 OLLAMA = ChatOllama(model="llama3.2")
 
