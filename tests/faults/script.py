@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -137,6 +138,11 @@ class Reply:
 def words(text: str) -> tuple[str, ...]:
     """Split so that the blank belongs to the right-hand piece and nothing is lost."""
     return tuple(re.findall(r"\s*\S+(?:\s+$)?", text)) or (text,) * bool(text)
+
+
+def word_ids(text: str) -> list[int]:
+    """Token ids as this host's tokenizer makes them: one for each word with its blank."""
+    return [zlib.crc32(word.encode(errors="replace")) for word in words(text)]
 
 
 def token_count(piece: str) -> int:
