@@ -131,18 +131,37 @@ class TokenBound:
             self._most = tokens + _SLACK, len(self._text)
 
     def _cut(self, text: str) -> None:
-        """End at the longest beginning of `text` that is its first tokens, at most n of them."""
+        """End behind the last whole character that the first n tokens of `text` are sure to cover.
+
+        A boundary of tokens is looked for. Where the n-th token ends inside a character, there is
+        none; then each token behind the last one that was found covers at least a byte.
+        """
         self.over = True
         ids = list(self._encode(text))
         rest = text[self._settled :]
         fitting = self._settled + fitting_chars(
             rest, self._n, lambda part: self._count(text[: self._settled] + part)
         )
-        for end in range(min(len(text), fitting + _SCAN_CHARS), self._settled, -1):
-            found = list(self._encode(text[:end]))
-            if len(found) <= self._n and found == ids[: len(found)]:
-                self._settled = end
-                return
+        end, tokens = self._settled, self._count(text[: self._settled])
+        for at in range(min(len(text), fitting + _SCAN_CHARS), self._settled, -1):
+            if (found := self._tokens_before(text, at, ids)) is not None and found <= self._n:
+                end, tokens = at, found
+                break
+        covered = text[end:].encode(errors="replace")[: self._n - tokens]
+        self._settled = end + len(covered.decode(errors="ignore"))
+
+    def _tokens_before(self, text: str, at: int, ids: list[int]) -> int | None:
+        """How many of the `ids` of `text` end at `at`; `None`: none does, as far as can be seen.
+
+        Either part may be split otherwise once it stands alone; if one of them is not, its tokens
+        spell it, so that there is a boundary.
+        """
+        head = list(self._encode(text[:at]))
+        if head == ids[: len(head)]:
+            return len(head)
+        tail = list(self._encode(text[at:]))
+        before = len(ids) - len(tail)
+        return before if before > 0 and tail == ids[before:] else None
 
     def _count(self, text: str) -> int:
         return len(self._encode(text))
