@@ -106,6 +106,7 @@ class Reply:
         retry_after_s: For 429: what the client is asked to wait.
         hold_s: For stalls: how long the connection is held at most; `None`: until the client
             leaves or the server stops.
+        reasoning_tokens: Output tokens spent on hidden reasoning; told by OpenAI's chat only.
     """
 
     text: str | None = None
@@ -116,6 +117,7 @@ class Reply:
     delay_s: float = 0.0
     retry_after_s: float = 1.0
     hold_s: float | None = None
+    reasoning_tokens: int = 0
 
     @property
     def pieces(self) -> tuple[str, ...]:
