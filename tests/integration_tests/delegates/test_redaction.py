@@ -1,4 +1,4 @@
-"""`redact=` over a real socket: what the host sees, what the user sees, and what a failure costs."""
+"""`redact=` over a real socket: what the host sees, what the user sees, what a failure does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a hosted model gets: the limit sent, the cut on this side, stop strings, cues, reasoning."""
+"""How far a hosted model gets: the limit sent, cuts on this side, stop strings, reasoning."""
 
 from __future__ import annotations
 
@@ -218,7 +218,11 @@ def test_a_stop_string_is_found_across_the_border_of_span_and_local_text(server:
     ).text == ("blue ")
 
 
-def test_a_cut_at_a_stop_string_does_not_read_on(server: FaultServer):
+@both_colours
+def test_a_cut_at_a_stop_string_does_not_read_on(server: FaultServer, colour: str):
+    server.script("blue STOP00 and two more.")
+    message = asked(relay(through_a_client(server), stop=STOPS), colour)
+    assert relay_report(message).charges[0].estimated, "the usage is a few pieces further"
     server.script("blue STOP00 " + "word " * 5_000)
     message = asked(
         relay(
@@ -281,15 +285,16 @@ def test_an_empty_span_of_a_reasoning_model_is_declined_and_charged(
 # --- the input side -----------------------------------------------------------------------------
 
 
-def test_a_prompt_is_reserved_at_what_its_tokens_cost(server: FaultServer):
+@both_sides
+def test_a_prompt_is_reserved_at_what_its_tokens_cost(server: FaultServer, make: Any):
     server.script("blue.")
     question = "Why is the sky blue? " * 100
     tokens = len(COUNT(question))
     assert tokens * 3 < len(question)
     affordable = Budget(usd=str((tokens + 400) * 1e-6))
-    message = relay(through_a_client(server), budget=affordable).invoke(question)
+    message = relay(make(server), budget=affordable).invoke(question)
     assert relay_report(message).calls == 1
-    message = relay(through_a_client(server, UNKNOWN), budget=affordable).invoke(question)
+    message = relay(make(server, UNKNOWN), budget=affordable).invoke(question)
     assert relay_report(message).denied == 1, "a token per byte is more than there is"
 
 

@@ -51,7 +51,7 @@ MESSAGES: list[BaseMessage] = [
     SystemMessage(f"You help {SECRET}."),
     HumanMessage(f"I am {SECRET}", name="Ann"),
     HumanMessage("hi", name=SECRET),
-    ChatMessage(f"I am {SECRET}", role="user"),
+    ChatMessage(content=f"I am {SECRET}", role="user"),
     HumanMessage(BLOCKS),
     AIMessage(
         f"Hello {SECRET}",

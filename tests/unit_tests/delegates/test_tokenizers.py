@@ -16,7 +16,6 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate, tokenizers
 from langchain_relay.delegates.tokenizers import (
-    ENCODINGS,
     TOKENIZERS,
     check_tokenizer,
     rule_for,
@@ -91,12 +90,8 @@ def test_a_model_nobody_knows_has_none(model: str) -> None:
     assert vocabulary_of(model) is None
 
 
-@pytest.mark.parametrize("name", sorted(ENCODINGS & set(tiktoken.list_encoding_names())))
-def test_openai_names_agree_with_tiktokens_own_table(name: str) -> None:
-    ours = [
-        m for m in ("gpt-5", "gpt-4o", "gpt-4.1", "o1", "gpt-4", "gpt-3.5-turbo", "gpt-oss-20b")
-    ]
-    for model in ours:
+def test_openai_models_have_what_tiktokens_own_table_says() -> None:
+    for model in ("gpt-5", "gpt-4o", "gpt-4.1", "o1", "gpt-4", "gpt-3.5-turbo", "gpt-oss-20b"):
         rule = rule_for(model)
         assert rule is not None
         assert rule.encoding == tiktoken.encoding_name_for_model(model)
