@@ -144,24 +144,12 @@ class TokenBound:
         )
         end, tokens = self._settled, self._count(text[: self._settled])
         for at in range(min(len(text), fitting + _SCAN_CHARS), self._settled, -1):
-            if (found := self._tokens_before(text, at, ids)) is not None and found <= self._n:
-                end, tokens = at, found
+            head = list(self._encode(text[:at]))
+            if len(head) <= self._n and head == ids[: len(head)]:
+                end, tokens = at, len(head)
                 break
         covered = text[end:].encode(errors="replace")[: self._n - tokens]
         self._settled = end + len(covered.decode(errors="ignore"))
-
-    def _tokens_before(self, text: str, at: int, ids: list[int]) -> int | None:
-        """How many of the `ids` of `text` end at `at`; `None`: none does, as far as can be seen.
-
-        Either part may be split otherwise once it stands alone; if one of them is not, its tokens
-        spell it, so that there is a boundary.
-        """
-        head = list(self._encode(text[:at]))
-        if head == ids[: len(head)]:
-            return len(head)
-        tail = list(self._encode(text[at:]))
-        before = len(ids) - len(tail)
-        return before if before > 0 and tail == ids[before:] else None
 
     def _count(self, text: str) -> int:
         return len(self._encode(text))
