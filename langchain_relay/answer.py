@@ -43,7 +43,7 @@ from langchain_relay.schema import CALL_FAILED, SCHEMA_VERSION, EventName, wire_
 if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
 
-    from langchain_relay.delegates.handover import Terms
+    from langchain_relay.delegates.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)

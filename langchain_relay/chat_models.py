@@ -48,15 +48,17 @@ from langchain_relay.checks import (
     stop_strings,
 )
 from langchain_relay.delegates.fallback import members
-from langchain_relay.delegates.handover import Member, Terms
 from langchain_relay.delegates.local import LocalDelegate
+from langchain_relay.delegates.redaction import Redact, Redaction
 from langchain_relay.delegates.resolve import resolve_delegate
+from langchain_relay.delegates.terms import Member, Terms
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
 from langchain_relay.errors import PriceUnknown, UsageMistake, translated
 from langchain_relay.messages import Cumulative, turns
+from langchain_relay.offline import offline
 from langchain_relay.policies import Always, CallTokens, Never
 from langchain_relay.prices import Price, PriceBook, UserPrice
 from langchain_relay.teaching import FEW_SHOT
@@ -193,6 +195,11 @@ class RelayChatModel(BaseChatModel):
     """Seconds for one hand-over with all its attempts; `None`: no deadline."""
     max_retries: int = 2
     """Further attempts of one hand-over where another try may succeed."""
+    redact: Annotated[Redact | None, SkipValidation] = None
+    """A function that every text goes through before it leaves this machine: question, system
+    prompt, tool arguments and draft. The local model and you see the original; what the hosted
+    model writes is taken as it is, placeholders included. If the function raises or returns no
+    string, nothing is sent and the hand-over fails. A `LocalDelegate` is shown the original."""
     delegate_rate_limiter: Annotated[BaseRateLimiter | None, SkipValidation] = None
     """Limits the rate of hosted attempts; `rate_limiter` that of answers."""
 
@@ -396,6 +403,8 @@ class RelayChatModel(BaseChatModel):
             count=local.count,
             rate_limiters=first.rate_limiters,
             fallbacks=tuple(fallbacks),
+            redaction=Redaction(self.redact) if self.redact else None,
+            offline=offline(),
         )
 
     def _ends_on_stop(self) -> bool:
@@ -558,6 +567,7 @@ class RelayChatModel(BaseChatModel):
             "policy": repr(self.policy),
             "budget": repr(self.budget),
             "on_budget": self.on_budget,
+            "redact": getattr(self.redact, "__qualname__", repr(self.redact)),
             **{name: getattr(self, name) for name in own},
         }
 

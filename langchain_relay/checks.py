@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import iscoroutinefunction
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,12 @@ def check_fields(model: RelayChatModel) -> None:
     if model.prices is not None and not isinstance(model.prices, Mapping):
         raise UsageMistake(
             f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
+        )
+    redact: object = model.redact
+    if redact is not None and (not callable(redact) or iscoroutinefunction(redact)):
+        raise UsageMistake(
+            f"redact={redact!r}: pass a plain function from a text to the redacted text; it "
+            f"runs in a thread where answers are awaited"
         )
     budgets = [model.budget] if not isinstance(model.budget, list | tuple) else model.budget
     if any(not isinstance(budget, Budget | None) for budget in budgets):

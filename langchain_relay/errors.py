@@ -12,7 +12,9 @@
     ├── DelegateError                            ModelAPIError
     │   ├── DelegateTimeout                      ModelTimeoutError
     │   ├── DelegateTruncated                    ModelConnectionError
-    │   └── CircuitOpen                          ModelConnectionError
+    │   ├── CircuitOpen                          ModelConnectionError
+    │   ├── Offline                              ModelPermissionDeniedError
+    │   └── RedactionFailed                      ModelInvalidRequestError
     └── LocalModelError                          ModelError
 
 The engine raises its own classes (`langchain_relay.engine.errors`), which know nothing of
@@ -40,7 +42,9 @@ __all__ = [
     "LocalModelError",
     "MissingExtra",
     "ModelNotFound",
+    "Offline",
     "PriceUnknown",
+    "RedactionFailed",
     "RelayError",
     "UnknownDelegate",
     "UnsupportedContent",
@@ -102,6 +106,14 @@ class CircuitOpen(engine.CircuitOpen, DelegateError, core.ModelConnectionError):
     """The host gave no response to several attempts in a row and is not asked for a while."""
 
 
+class Offline(engine.Offline, DelegateError, core.ModelPermissionDeniedError):
+    """A model that is not on this machine is needed, and `LANGCHAIN_RELAY_OFFLINE` is set."""
+
+
+class RedactionFailed(engine.RedactionFailed, DelegateError, core.ModelInvalidRequestError):
+    """The `redact` hook raised or returned no string; nothing was sent."""
+
+
 class LocalModelError(engine.LocalModelError, core.ModelError):
     """The local engine failed or was closed."""
 
@@ -119,6 +131,8 @@ _PUBLIC: dict[type[engine.RelayError], type[engine.RelayError]] = {
     engine.DelegateTimeout: DelegateTimeout,
     engine.DelegateTruncated: DelegateTruncated,
     engine.CircuitOpen: CircuitOpen,
+    engine.Offline: Offline,
+    engine.RedactionFailed: RedactionFailed,
     engine.LocalModelError: LocalModelError,
 }
 

@@ -32,7 +32,13 @@ from langchain_relay.delegates.loops import PerLoop
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.delegates.settings import settings_of
-from langchain_relay.engine.tokens import input_tokens_bound
+from langchain_relay.delegates.tokenizers import (
+    Tokenizer,
+    Vocabulary,
+    check_tokenizer,
+    texts_bound,
+    vocabulary_of,
+)
 from langchain_relay.engine.values import Attempt, Delta, Mode
 from langchain_relay.errors import UsageMistake
 
@@ -72,8 +78,14 @@ class ChatModelDelegate(Probing):
         name: What to call the model in events, spans and prices; by default its own name.
         worst_attempts: Requests one attempt may send at most. By default 1 where this package
             knows how to turn retries off, else 1 + the model's `max_retries`, else unknown.
+        tokenizer: The hosted model's tokenizer, so that spans are cut at exactly n tokens and
+            prompts counted: a function from a text to token ids, or the name of an encoding such
+            as `"o200k_base"`. `None`: the model's own `custom_get_token_ids`, else what
+            `delegates/tokenizers.py` finds at hand for its name, else none: spans are cut at 8n
+            bytes.
 
     Raises:
+        MissingExtra: the encoding is not at hand; nothing is downloaded.
         UsageMistake: `mode` is `completion`, which has no chat messages, or `flag` for a class
             that cannot send one.
     """
@@ -86,6 +98,7 @@ class ChatModelDelegate(Probing):
         flag: Spelling | None = None,
         name: str | None = None,
         worst_attempts: int | None = None,
+        tokenizer: Tokenizer | str | None = None,
     ) -> None:
         if mode == "completion":
             raise UsageMistake(
@@ -93,6 +106,8 @@ class ChatModelDelegate(Probing):
                 'OpenAIDelegate(client, model=..., api="completions")'
             )
         self._family = family_of(model)
+        check_tokenizer(tokenizer)
+        self._tokenizer = tokenizer or model.custom_get_token_ids
         self._named = name
         rule = host_rule(families(model), _address(model), _model_name(model))
         self._mode: Mode = mode or _default_mode(model, rule)
@@ -145,8 +160,12 @@ class ChatModelDelegate(Probing):
         }
 
     def input_bound(self, attempt: Attempt) -> int:
-        """See `Delegate.input_bound`. One token per UTF-8 byte, and what a chat format adds."""
-        return messages_bound(self._messages(attempt))
+        """See `Delegate.input_bound`. Counted by the model's tokenizer where it is at hand."""
+        return messages_bound(self._messages(attempt), self.vocabulary(attempt.model))
+
+    def vocabulary(self, model: str | None = None) -> Vocabulary | None:
+        """The tokenizer of the model, or of `model` in its place; `None`: it is not at hand."""
+        return vocabulary_of(model or _model_name(self._chat), self._tokenizer)
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
         """See `Delegate.stream`.
@@ -227,14 +246,18 @@ class ChatModelDelegate(Probing):
                 yield chunk
 
 
-def messages_bound(messages: list[BaseMessage]) -> int:
-    """An upper bound of the input tokens of a conversation, without a tokenizer."""
-    return input_tokens_bound(
+def messages_bound(messages: list[BaseMessage], vocabulary: Vocabulary | None = None) -> int:
+    """An upper bound of the input tokens of a conversation.
+
+    One token per UTF-8 byte where there is no tokenizer; and what the chat format adds.
+    """
+    texts = [
         message.content
         if isinstance(message.content, str) and message.type in {"human", "system"}
         else json.dumps(message.model_dump(), ensure_ascii=False, default=str)
         for message in messages
-    )
+    ]
+    return texts_bound(texts, vocabulary)
 
 
 def _only(result: ChatResult) -> ChatGeneration:

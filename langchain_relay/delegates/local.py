@@ -75,6 +75,16 @@ class LocalDelegate:
             **self._local.fingerprint,
         }
 
+    @property
+    def base_url(self) -> str | None:
+        """Address of the server that decodes; `None`: it is done in this process."""
+        return getattr(self._local, "base_url", None)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether nothing is sent anywhere."""
+        return self.base_url is None
+
     def plays(self, model: LocalModel) -> bool:
         """Whether this delegate decodes on `model` itself, or in one context with it."""
         from langchain_relay.local import LlamaCppModel

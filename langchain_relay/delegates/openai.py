@@ -32,7 +32,13 @@ from langchain_relay.delegates.responses import (
     reasoning_settings,
 )
 from langchain_relay.delegates.settings import without_secrets
-from langchain_relay.engine.tokens import input_tokens_bound
+from langchain_relay.delegates.tokenizers import (
+    Tokenizer,
+    Vocabulary,
+    check_tokenizer,
+    texts_bound,
+    vocabulary_of,
+)
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
 from langchain_relay.errors import (
     DelegateError,
@@ -87,8 +93,11 @@ class OpenAIDelegate(Probing):
         extra_body: Further fields of the request. Reasoning is turned off or to its least where
             `delegates/reasoning.py` knows how, unless these fields say otherwise.
         name: What to call the model in events, spans and prices; by default `model`.
+        tokenizer: The model's tokenizer: a function from a text to token ids, or the name of an
+            encoding. `None`: what is at hand for `model`; see `ChatModelDelegate`.
 
     Raises:
+        MissingExtra: the encoding is not at hand; nothing is downloaded.
         UnknownDelegate: `client` is no client of the `openai` package.
         UsageMistake: `api` and `mode` do not go together, or `prompt` is no template.
     """
@@ -107,7 +116,10 @@ class OpenAIDelegate(Probing):
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
+        tokenizer: Tokenizer | str | None = None,
     ) -> None:
+        check_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
         self._clients = _Clients(client, async_client)
         self._model = model
         self._named = name
@@ -166,10 +178,15 @@ class OpenAIDelegate(Probing):
         }
 
     def input_bound(self, attempt: Attempt) -> int:
-        """See `Delegate.input_bound`. One token per UTF-8 byte, and what a chat format adds."""
+        """See `Delegate.input_bound`. Counted by the model's tokenizer where it is at hand."""
+        vocabulary = self.vocabulary(attempt.model)
         if self._api == "completions":
-            return input_tokens_bound([self._raw_prompt(attempt)])
-        return messages_bound(self._messages(attempt))
+            return texts_bound([self._raw_prompt(attempt)], vocabulary)
+        return messages_bound(self._messages(attempt), vocabulary)
+
+    def vocabulary(self, model: str | None = None) -> Vocabulary | None:
+        """The tokenizer of the model, or of `model` in its place; `None`: it is not at hand."""
+        return vocabulary_of(model or self._model, self._tokenizer)
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
         """See `Delegate.stream`.

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from langchain_relay.delegates.continuation import LITERAL_MODES
 from langchain_relay.errors import DelegateError
+from langchain_relay.offline import refuse_offline
 
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Attempt, Delegate, Mode
@@ -104,8 +105,10 @@ class Probing(ABC):
 
         Raises:
             DelegateError: the host failed otherwise than by refusing, or wrote nothing.
+            Offline: `LANGCHAIN_RELAY_OFFLINE` is set, and the host is not on this machine.
         """
         asked: Any = self._literal()
+        refuse_offline(f"a probe of {asked.model}", asked.base_url)
         try:
             reply = "".join(delta.text for delta in asked.stream(_attempt()))
         except DelegateError as error:
@@ -115,6 +118,7 @@ class Probing(ABC):
     async def aprobe(self) -> Probed:
         """Async twin of `probe`."""
         asked: Any = self._literal()
+        refuse_offline(f"a probe of {asked.model}", asked.base_url)
         try:
             reply = "".join([delta.text async for delta in asked.astream(_attempt())])
         except DelegateError as error:

@@ -22,7 +22,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 from langchain_relay.engine.values import Attempt, Delegate, Delta, Usage
 
 if TYPE_CHECKING:
-    from langchain_relay.delegates.handover import Received
+    from langchain_relay.delegates.asks import Received
 
 CHILD_TAG = "relay:delegate"
 """Tag of every child run; filter `astream_events` by it."""

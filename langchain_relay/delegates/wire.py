@@ -20,18 +20,19 @@ from typing import Any
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_relay.delegates.handover import (
+from langchain_relay.delegates.asks import (
     Abandoned,
     Admit,
     Close,
     HandOver,
     Next,
+    Prepare,
     Send,
     Sleep,
-    Terms,
     Wire,
-    hand_over,
 )
+from langchain_relay.delegates.handover import hand_over
+from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.tracing import aopen_child, open_child, result, token
 from langchain_relay.engine.drivers import shielded
 from langchain_relay.engine.errors import DelegateError, DelegateTimeout, RelayError
@@ -185,8 +186,10 @@ class _Line:
         self._child: Any = None
         self._model = ""  # who was asked last
 
-    def perform(self, ask: Wire) -> Delta | None:
+    def perform(self, ask: Wire) -> Any:
         match ask:
+            case Prepare(work):
+                return work()
             case Admit(deadline, limiters):
                 self._admit(deadline, limiters)
                 return None
@@ -329,8 +332,10 @@ class _AsyncLine:
         self._child: Any = None
         self._model = ""  # who was asked last
 
-    async def perform(self, ask: Wire) -> Delta | None:
+    async def perform(self, ask: Wire) -> Any:
         match ask:
+            case Prepare(work):
+                return await asyncio.to_thread(work)
             case Admit(deadline, limiters):
                 await self._admit(deadline, limiters)
                 return None

@@ -12,7 +12,9 @@
     ├── DelegateError           the hosted side failed
     │   ├── DelegateTimeout     it took longer than `timeout`
     │   ├── DelegateTruncated   its stream ended without a finish reason
-    │   └── CircuitOpen         its host did not answer lately and is left alone for a while
+    │   ├── CircuitOpen         its host did not answer lately and is left alone for a while
+    │   ├── Offline             it is elsewhere, and `LANGCHAIN_RELAY_OFFLINE` is set
+    │   └── RedactionFailed     the `redact` hook failed, so nothing was sent
     └── LocalModelError         the local engine failed or was closed
 
 `langchain_relay.errors` has the same names with langchain-core's error family as second base.
@@ -138,6 +140,14 @@ class DelegateTruncated(DelegateError):
 
 class CircuitOpen(DelegateError):
     """The host gave no response to several attempts in a row and is not asked for a while."""
+
+
+class Offline(DelegateError):
+    """A model that is not on this machine is needed, and `LANGCHAIN_RELAY_OFFLINE` is set."""
+
+
+class RedactionFailed(DelegateError):
+    """The `redact` hook raised or returned no string; nothing was sent."""
 
 
 class LocalModelError(RelayError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, assert_never
 
+from langchain_relay.engine.errors import Offline
 from langchain_relay.engine.events import (
     Ask,
     Call,
@@ -217,7 +218,8 @@ class _Relay:
         opened = yield Call(ask)
         if isinstance(opened, SpanEnd):
             self.denials += 1
-            yield CallDenied(ask.call_id, "budget", ask.max_tokens, ask.requested_n, opened.error)
+            why = "offline" if isinstance(opened.error, Offline) else "budget"
+            yield CallDenied(ask.call_id, why, ask.max_tokens, ask.requested_n, opened.error)
             return self._on_refusal(opened)
         assert isinstance(opened, Opened), "a driver answers Call with Opened or SpanEnd"
         self.calls += 1
@@ -284,10 +286,13 @@ class _Relay:
 
     def _on_refusal(self, end: SpanEnd) -> TurnVerdict:
         self.refused = True
-        if self.bounds.on_refusal == "raise" and end.error is not None:
+        # A model that may not be asked is a failure of the hosted side, not one of money.
+        offline = isinstance(end.error, Offline)
+        then = self.bounds.on_failure if offline else self.bounds.on_refusal
+        if then == "raise" and end.error is not None:
             raise end.error
         verdict = self.watch.span_end(end)
-        if self.bounds.on_refusal == "continue":
+        if then == "continue":
             return verdict
         return replace(_final(verdict), why="budget")
 

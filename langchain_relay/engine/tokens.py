@@ -20,10 +20,16 @@ def safe_cut(text: str) -> int:
 
     The blank belongs to the right-hand part.
     """
-    for i in range(len(text) - 2, 0, -1):
-        if text[i] == " " and text[i + 1].isalpha() and text[i - 1].isalnum():
-            return i
-    return 0
+    return next((i for i in range(len(text) - 2, 0, -1) if _is_safe(text, i)), 0)
+
+
+def safe_cuts(text: str, after: int = 0) -> list[int]:
+    """All such places behind the first `after` characters."""
+    return [i for i in range(after + 1, len(text) - 1) if _is_safe(text, i)]
+
+
+def _is_safe(text: str, i: int) -> bool:
+    return text[i] == " " and text[i + 1].isalpha() and text[i - 1].isalnum()
 
 
 class TokenTally:
@@ -60,9 +66,16 @@ def fitting_chars(text: str, max_tokens: int, tokens_after: Counter) -> int:
     return low
 
 
-def input_tokens_bound(texts: Iterable[str]) -> int:
-    """An upper bound of the input tokens of a request, without a tokenizer.
+def utf8_bytes(text: str) -> int:
+    """Bytes of `text`: a byte-level vocabulary never has more tokens for it."""
+    return len(text.encode(errors="replace"))
 
-    A byte-level vocabulary never has more tokens than bytes; each message adds its frame.
+
+def input_tokens_bound(texts: Iterable[str], count: Counter = utf8_bytes) -> int:
+    """An upper bound of the input tokens of a request; each message adds its frame.
+
+    Args:
+        texts: One for each message.
+        count: The model's own tokenizer, where it is at hand.
     """
-    return sum(len(text.encode(errors="replace")) + TOKENS_PER_MESSAGE for text in texts)
+    return sum(count(text) + TOKENS_PER_MESSAGE for text in texts)

@@ -368,7 +368,9 @@ Mode = Literal["prefill", "flag", "completion", "instruct", "handoff"]
 class Delegate(Protocol):
     """A hosted model: sends one attempt and streams what comes back.
 
-    Reserving, retrying, deadlines, tracing and seams are the caller's.
+    Reserving, retrying, deadlines, tracing and seams are the caller's. A delegate may have more:
+    `base_url` (its host, for breaker and offline switch), `rate_limiter`, `in_process` (nothing is
+    sent anywhere) and `vocabulary(model)` (its tokenizer).
     """
 
     @property

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.errors import MissingExtra, ModelNotFound
+from langchain_relay.errors import MissingExtra, ModelNotFound, Offline
+from langchain_relay.offline import refuse_offline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -258,6 +259,10 @@ def cached(hub: HubFile) -> Path | None:
 
 
 def _download(hub: HubFile) -> Path:
+    try:
+        refuse_offline(f"the download of 'hf:{hub.repo}/{hub.file}'")
+    except Offline as error:
+        raise ModelNotFound(f"{error}; the file is not in the hub's cache") from error
     from huggingface_hub import hf_hub_download
 
     try:

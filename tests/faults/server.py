@@ -467,6 +467,7 @@ def _said(reply: Reply, asked: Asked) -> Said:
     limit = None if reply.fault in UNBOUNDED else asked.limit
     cut = limit is not None and len(pieces) > limit
     wrote = sum(map(token_count, pieces[:limit])) + _UNSEEN_TOKENS.get(kind, 0)
+    wrote += reply.reasoning_tokens
     return Said(
         model=reply.model or asked.model,
         kind=kind,
@@ -475,4 +476,5 @@ def _said(reply: Reply, asked: Asked) -> Said:
         usage=reply.usage or (len(asked.prompt.split()), wrote),
         report_usage=reply.fault is not Fault.NO_USAGE
         and (asked.wants_usage or not asked.streamed),
+        reasoning_tokens=reply.reasoning_tokens,
     )

@@ -23,7 +23,7 @@ LAYERS = {
     1: [
         *(f"engine.{name}" for name in ("calls", "events", "ledger", "policy", "screen", "seams")),
         *(f"engine.{name}" for name in ("tokens", "transcript")),
-        "errors",
+        *("errors", "offline"),
     ],
     2: ["engine.loop", "budget", "ledgers", "local", "policies", "prices", "schema", "testing"],
     3: ["engine.drivers"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx
 
-from langchain_relay.errors import LocalModelError, UsageMistake
+from langchain_relay.errors import LocalModelError, Offline, UsageMistake
 from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.sampling import choose
 from langchain_relay.local.server.dialect import ServerSettings
@@ -19,6 +19,7 @@ from langchain_relay.local.server.gguf_vocab import GgufVocabulary
 from langchain_relay.local.server.openai_completions import FLAVOURS
 from langchain_relay.local.server.service import Opening, Places, Service
 from langchain_relay.local.server.transport import Http
+from langchain_relay.offline import refuse_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,6 +141,11 @@ class CompletionServerModel:
         return self._settings.model or httpx.URL(self._base_url).netloc.decode()
 
     @property
+    def base_url(self) -> str:
+        """Where the server is."""
+        return self._base_url
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able facts that tell this model and its settings from any other, without secrets."""
         settings = self._settings
@@ -242,7 +248,16 @@ class CompletionServerModel:
         return {self._affinity_header: name.hexdigest()}
 
     def _running_service(self) -> Service:
-        """The connection; a new one if there is none, or if the last one was forked away."""
+        """The connection; a new one if there is none, or if the last one was forked away.
+
+        Raises:
+            LocalModelError: the model was closed, or the server is elsewhere while
+                `LANGCHAIN_RELAY_OFFLINE` is set.
+        """
+        try:
+            refuse_offline(f"what {self.name!r} is asked", self._base_url)
+        except Offline as error:
+            raise LocalModelError(str(error)) from error
         with self._lock:
             if self._closed:
                 raise LocalModelError(f"the local model {self.name!r} was closed")

@@ -49,6 +49,7 @@ class Said:
         cut: The limit cut the text.
         usage: Input and output tokens.
         report_usage: Whether the usage is told.
+        reasoning_tokens: Those of the output tokens that are hidden reasoning.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Said:
     cut: bool
     usage: tuple[int, int]
     report_usage: bool
+    reasoning_tokens: int = 0
 
     @property
     def text(self) -> str:

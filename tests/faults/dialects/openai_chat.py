@@ -106,11 +106,13 @@ def _tool_call() -> dict[str, Any]:
     return {"id": "call_1", "type": "function", "function": function}
 
 
-def openai_usage(said: Said) -> dict[str, int]:
+def openai_usage(said: Said) -> dict[str, Any]:
     """Usage as chat and completions report it."""
     prompt, completion = said.usage
     total = prompt + completion
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    details = {"reasoning_tokens": said.reasoning_tokens}
+    return {**usage, "completion_tokens_details": details} if said.reasoning_tokens else usage
 
 
 def openai_error(status: int) -> dict[str, Any]:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tests.faults import STATUS, Fault
-from tests.faults.script import CALL_TAGS_TEXT, DEFAULT_TEXT, IGNORED_LIMIT_TEXT, MEBIBYTE_TEXT
+from tests.faults.script import CALL_TAGS_TEXT, DEFAULT_TEXT, IGNORED_LIMIT_TEXT, words
 
 Booked = Literal["reported", "worst", "released"]
 
 N = 8
 """What the local model asks for."""
-
-MOST_BYTES = 8 * N
-"""Where a span is cut at the latest if the host ignores the limit."""
 
 TIMEOUT_S = 0.4
 """The deadline of hand-overs to hosts that are too slow for it."""
@@ -42,6 +39,9 @@ class Expected:
     says: str = ""
     retryable: bool = False
 
+
+CUT_AT_N = "".join(words(IGNORED_LIMIT_TEXT)[:N])
+"""What is kept of a host that writes on past the limit."""
 
 KEPT = "blue light"
 """What stands before a fault in the middle of the stream."""
@@ -84,8 +84,8 @@ EXPECTED: Mapping[Fault, Expected] = {
     Fault.INVALID_UTF8: _broken(KEPT, "DelegateError"),
     Fault.WRONG_CONTENT_TYPE: _broken("", "DelegateError", "DelegateTruncated"),
     Fault.NO_USAGE: Expected("finished", "worst", DEFAULT_TEXT),
-    Fault.IGNORED_LIMIT: Expected("finished", "reported", IGNORED_LIMIT_TEXT, whole=False),
-    Fault.MEBIBYTE: Expected("finished", "reported", MEBIBYTE_TEXT, whole=False),
+    Fault.IGNORED_LIMIT: Expected("finished", "reported", CUT_AT_N),
+    Fault.MEBIBYTE: Expected("finished", "reported", CUT_AT_N),
     Fault.CALL_TAGS: Expected("finished", "reported", CALL_TAGS_TEXT),
     Fault.EMPTY_CHOICE: Expected("declined", "reported"),
     Fault.TOOL_CALLS: Expected("declined", "reported"),

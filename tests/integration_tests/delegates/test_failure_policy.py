@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_relay import Budget, RelayChatModel, errors, relay_report
 from langchain_relay.delegates import ChatModelDelegate, FallbackDelegate, OpenAIDelegate
 from langchain_relay.delegates.breaker import Breakers
-from langchain_relay.delegates.handover import Terms
+from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.errors import CircuitOpen, DelegateError, DelegateTimeout
 from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger

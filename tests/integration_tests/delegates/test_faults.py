@@ -30,9 +30,9 @@ from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply, Served
+from tests.faults.script import word_ids
 from tests.integration_tests.delegates.fault_table import (
     EXPECTED,
-    MOST_BYTES,
     TIMEOUT_S,
     TOO_SLOW,
     Expected,
@@ -75,11 +75,17 @@ class KeptLedger(MemoryLedger):
 
 
 def through_a_client(server: FaultServer) -> Any:
-    return OpenAIDelegate(openai.OpenAI(base_url=f"{server.url}/v1", api_key="test"), model=MODEL)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="test")
+    return OpenAIDelegate(client, model=MODEL, tokenizer=word_ids)
 
 
 def through_langchain(server: FaultServer) -> Any:
-    return ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key="test")
+    return ChatOpenAI(
+        model=MODEL,
+        base_url=f"{server.url}/v1",
+        api_key="test",
+        custom_get_token_ids=word_ids,
+    )
 
 
 @dataclass
@@ -306,7 +312,7 @@ def check_span(span: str, expected: Expected) -> None:
         assert span == expected.kept
     else:
         assert expected.kept.startswith(span)
-        assert len(span.encode()) <= MOST_BYTES
+        assert len(word_ids(span)) <= N
 
 
 def check_event(ended: dict[str, Any], expected: Expected) -> None:

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_relay.delegates import FallbackDelegate
+from langchain_relay.delegates.asks import Abandoned, HandOver, Next, Send
 from langchain_relay.delegates.breaker import OPEN_S, OPENS_AFTER, Breakers
-from langchain_relay.delegates.handover import (
-    Abandoned,
-    HandOver,
-    Member,
-    Next,
-    Send,
-    Terms,
-    hand_over,
-)
+from langchain_relay.delegates.handover import hand_over
+from langchain_relay.delegates.terms import Member, Terms
 from langchain_relay.engine.errors import BudgetExceeded, CircuitOpen, DelegateError
 from langchain_relay.engine.ledger import Amount, Ledger, Limit, MemoryLedger, Reservation
 from langchain_relay.engine.values import (

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from langchain_relay.delegates.handover import DRAIN_PIECES, Terms
+from langchain_relay.delegates.handover import DRAIN_PIECES
+from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.errors import BudgetExceeded, DelegateError, DelegateTruncated
 from langchain_relay.engine.ledger import Account, Amount, Limit, MemoryLedger

@@ -1,0 +1,105 @@
+"""What the rules of a hand-over ask of the wire, and what an attempt has received so far.
+
+`handover.py` yields these; `wire.py` performs them. Frozen values, no rules and no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from langchain_relay.engine.values import Attempt, Delegate, Delta, Opened, SpanEnd, SpanPiece
+
+if TYPE_CHECKING:
+    from langchain_core.rate_limiters import BaseRateLimiter
+
+__all__ = [
+    "Abandoned",
+    "Admit",
+    "Close",
+    "HandOver",
+    "Next",
+    "Prepare",
+    "Received",
+    "Send",
+    "Sleep",
+    "Wire",
+]
+
+
+class Abandoned(Exception):
+    """Thrown into a hand-over that nobody waits for any more."""
+
+
+@dataclass(slots=True)
+class Received:
+    """What one attempt gave so far."""
+
+    text: str = ""
+    last: Delta = field(default_factory=Delta)
+    sent: bool = False
+    answered: bool = False  # anything came at all: then there was a response header
+
+    def add(self, delta: Delta) -> None:
+        """Keep the text and the latest of everything else."""
+        self.text += delta.text
+        self.note(delta)
+
+    def note(self, delta: Delta) -> None:
+        """Keep everything but the text."""
+        known = {
+            name: value
+            for name in ("usage", "finish", "model", "cost_usd")
+            if (value := getattr(delta, name)) is not None
+        }
+        self.last = replace(self.last, **known)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Do `work`, which may take a while and sends nothing; answered with what it returns."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Wait for each rate limiter; a `DelegateTimeout` is thrown in at the deadline."""
+
+    deadline: float
+    rate_limiters: tuple[BaseRateLimiter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Open the stream of `attempt` at `delegate`."""
+
+    attempt: Attempt
+    delegate: Delegate
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The stream's next `Delta`, or `None` at its end; a `DelegateError` is thrown in."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the stream and its child run; `received` is what it gave."""
+
+    received: Received
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+Wire = Prepare | Admit | Send | Next | Close | Sleep
+HandOver = Generator[Wire | Opened | SpanPiece | SpanEnd, Any, None]
