@@ -356,14 +356,7 @@ async def test_a_host_without_faults(server: FaultServer, make: Any, path: Any):
     check_books(side, [message])
 
 
-STAYS = pytest.mark.xfail(
-    strict=True,
-    reason="a sync stream is pulled by a thread that sees only pieces: while a host sends nothing "
-    "but comments, thread and connection stay, though the answer went on at its deadline",
-)
-
-
-@pytest.mark.parametrize("path", [*(pytest.param(path, marks=STAYS) for path in SYNC), *ASYNC])
+@every_path
 @both_sides
 async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
     server: FaultServer, make: Any, path: Any
