@@ -209,13 +209,13 @@ def _is_out_of_credit(error: Exception) -> bool:
 
 
 def _http_status(error: Exception) -> int | None:
-    """The HTTP status an SDK's error carries."""
-    response = getattr(error, "response", None)
-    for carrier in (error, response):
-        for name in ("status_code", "code", "status"):
-            value = getattr(carrier, name, None)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return int(value)
+    """The HTTP status an SDK's error carries, or the one it was raised from (google-genai)."""
+    for link in _causes(error):
+        for carrier in (link, getattr(link, "response", None)):
+            for name in ("status_code", "code", "status"):
+                value = getattr(carrier, name, None)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    return int(value)
     return None
 
 
@@ -246,9 +246,22 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def _retry_after_s(error: Exception) -> float | None:
     """What the provider asked to wait, from `retry-after-ms` or `retry-after`."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if not isinstance(headers, Mapping):
-        return None
+    waits = (_asked_to_wait_s(headers) for link in _causes(error) for headers in _headers(link))
+    return next((wait for wait in waits if wait is not None), None)
+
+
+def _headers(link: BaseException) -> Iterator[Mapping[str, Any]]:
+    """Of the reply an error carries; LiteLLM keeps them beside a reply it makes up."""
+    response = getattr(link, "response", None)
+    for headers in (
+        getattr(response, "headers", None),
+        getattr(link, "litellm_response_headers", None),
+    ):
+        if isinstance(headers, Mapping):
+            yield headers
+
+
+def _asked_to_wait_s(headers: Mapping[str, Any]) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -12,12 +12,9 @@ from urllib.parse import urlsplit
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
-from langchain_relay.delegates.chat_model import (
-    CONTINUE_FLAGS,
-    messages_bound,
-    without_credentials,
-)
+from langchain_relay.delegates.chat_model import messages_bound, without_credentials
 from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
+from langchain_relay.delegates.clients import CONTINUE_FLAGS
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
     Repeated,
