@@ -63,7 +63,10 @@ EXPIRY_MARGIN_S = 60.0
 """A reservation outlives its hand-over's deadline by this much before it counts as lost."""
 
 WITHHELD = frozenset(
-    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+    {
+        *("content_filter", "refusal", "safety", "recitation", "blocklist"),
+        *("prohibited_content", "spii", "prompt_blocked"),
+    }
 )
 """Finish reasons of OpenAI, Anthropic and Gemini that mean: not complete, and asking again will not
 help."""

@@ -76,7 +76,8 @@ class AnthropicMessages:
         if said.kind == "tool_calls" or said.pieces:
             events.append(_event("content_block_stop", index=0))
         stop = {"stop_reason": _stop_reason(said), "stop_sequence": None}
-        usage = {"usage": {"output_tokens": said.usage[1]}} if said.report_usage else {}
+        # Cumulative counts, the input's too (`types/message_delta_usage.py`).
+        usage = {"usage": _usage(said)} if said.report_usage else {}
         return [*events, _event("message_delta", delta=stop, **usage), _event("message_stop")]
 
     def whole(self, said: Said) -> dict[str, Any]:

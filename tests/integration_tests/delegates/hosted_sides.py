@@ -72,14 +72,14 @@ def _ollama(server: FaultServer) -> Any:
 def _groq(server: FaultServer) -> Any:
     from langchain_groq import ChatGroq
 
-    return ChatGroq(model="llama-3.3-70b-versatile", base_url=server.url, api_key="test")  # type: ignore[call-arg,arg-type]
+    return ChatGroq(model="llama-3.3-70b-versatile", base_url=f"{server.url}/groq", api_key="test")  # type: ignore[call-arg,arg-type]
 
 
 def _mistral(server: FaultServer) -> Any:
     from langchain_mistralai import ChatMistralAI
 
     return ChatMistralAI(  # type: ignore[call-arg]
-        model_name="mistral-small-latest", base_url=f"{server.url}/v1", api_key="test"
+        model_name="mistral-small-latest", base_url=f"{server.url}/mistral/v1", api_key="test"
     )
 
 
@@ -111,8 +111,8 @@ COMPLETIONS = HostedSide(
 ANTHROPIC = HostedSide("ChatAnthropic", "anthropic_messages", "claude-haiku-4-5", _anthropic)
 GEMINI = HostedSide("ChatGoogleGenerativeAI", "gemini", "gemini-2.5-flash", _gemini)
 OLLAMA = HostedSide("ChatOllama", "ollama", "qwen3:8b", _ollama)
-GROQ = HostedSide("ChatGroq", "openai_chat", "llama-3.3-70b-versatile", _groq)
-MISTRAL = HostedSide("ChatMistralAI", "openai_chat", "mistral-small-latest", _mistral)
+GROQ = HostedSide("ChatGroq", "groq", "llama-3.3-70b-versatile", _groq)
+MISTRAL = HostedSide("ChatMistralAI", "mistral", "mistral-small-latest", _mistral)
 DEEPSEEK = HostedSide("ChatDeepSeek", "openai_chat", "deepseek-chat", _deepseek)
 
 ON_EVERY_PATH = [THROUGH_A_CLIENT, THROUGH_LANGCHAIN, ANTHROPIC]

@@ -17,15 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import openai
 import psutil
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_openai import ChatOpenAI
 
 from langchain_relay import Budget, RelayChatModel, relay_report
 from langchain_relay.callbacks import RelayTotals
-from langchain_relay.delegates import OpenAIDelegate
 from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
@@ -33,17 +30,27 @@ from tests.faults import Fault, FaultServer, Reply, Served
 from tests.integration_tests.delegates.fault_table import (
     EXPECTED,
     MOST_BYTES,
+    OTHERWISE,
     TIMEOUT_S,
     TOO_SLOW,
     Expected,
     N,
+    expected_of,
+)
+from tests.integration_tests.delegates.hosted_sides import (
+    ON_EVERY_PATH,
+    ON_ONE_PATH,
+    SIDES,
+    THROUGH_A_CLIENT,
+    THROUGH_LANGCHAIN,
+    HostedSide,
+    every_side,
 )
 
 # Clients are left to the garbage collector, as most programs leave them.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
-MODEL = "gpt-5-mini"
-PRICES = {MODEL: (1, 2)}  # US dollars per million tokens
+PRICES = {side.model: (1, 2) for side in SIDES}  # US dollars per million tokens
 HEAD, TAIL = "It is ", " so."
 AMPLE_S = 20.0
 """A deadline that no fault but the slow ones may reach."""
@@ -74,14 +81,6 @@ class KeptLedger(MemoryLedger):
         return sum_of(self.kept.values())
 
 
-def through_a_client(server: FaultServer) -> Any:
-    return OpenAIDelegate(openai.OpenAI(base_url=f"{server.url}/v1", api_key="test"), model=MODEL)
-
-
-def through_langchain(server: FaultServer) -> Any:
-    return ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key="test")
-
-
 @dataclass
 class Side:
     """A relay over a fault server, and everything it keeps books in."""
@@ -96,6 +95,7 @@ class Side:
 
     def model(self, **fields: Any) -> RelayChatModel:
         settings: dict[str, Any] = {"max_retries": 0, "timeout": AMPLE_S, **fields}
+        settings.setdefault("end_on_delegate_stop", False)  # the completions API's ends the answer
         return RelayChatModel(
             model=self.local,
             delegate=self.hosted,
@@ -145,8 +145,8 @@ async def answer(path: Any, model: RelayChatModel, question: str, config: Any) -
 
 
 every_path = pytest.mark.parametrize("path", SYNC + ASYNC, ids=lambda path: path.__name__)
-MAKERS = [through_a_client, through_langchain]
-both_sides = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+MAKERS = [THROUGH_A_CLIENT, THROUGH_LANGCHAIN]
+both_sides = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.name)
 
 
 @pytest.fixture
@@ -275,13 +275,27 @@ def outcome(message: AIMessage) -> dict[str, Any]:
 # --- every fault, every path --------------------------------------------------------------------
 
 
-@every_path
-@both_sides
-@pytest.mark.parametrize("fault", list(Fault))
+def cases() -> Iterator[Any]:
+    """Every fault with every client class, and with every path; four classes over all paths."""
+    paths = SYNC + ASYNC
+    for side in ON_EVERY_PATH:
+        for fault in side.faults:
+            yield from ((fault, side, path) for path in paths)
+    for turn, side in enumerate(ON_ONE_PATH):
+        for at, fault in enumerate(side.faults):
+            yield fault, side, paths[(at + turn) % len(paths)]
+
+
+def case_id(case: Any) -> str:
+    return getattr(case, "name", None) or getattr(case, "__name__", None) or str(case)
+
+
+@pytest.mark.parametrize(("fault", "make", "path"), cases(), ids=case_id)
 async def test_whatever_the_host_does_the_local_model_completes_the_answer(
-    server: FaultServer, fault: Fault, make: Any, path: Any
+    server: FaultServer, fault: Fault, make: HostedSide, path: Any
 ):
-    side, expected = Side(server, make(server)), EXPECTED[fault]
+    side = Side(server, make(server))
+    expected = expected_of(make.name, fault, on_a_thread=path in SYNC)
     messages: list[AIMessage] = []
     if fault in TOO_SLOW:  # the deadline is for the host, not for building a client
         server.script("blue light.")
@@ -291,12 +305,12 @@ async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     message = asked(await answer(path, model, "Why? #1#", side.config), "#1#")
     check_span(span_of(message), expected)
     check_event(outcome(message), expected)
-    if not (fault is Fault.KEEP_ALIVE and path in SYNC):  # has a test of its own
-        over = await asyncio.to_thread(server.settled, 2.0)
-        assert over, "the client neither read on nor hung up"
+    over = await asyncio.to_thread(server.settled, 2.0)
+    assert over, "the client neither read on nor hung up"
     (charge,) = relay_report(message).charges
     assert booked_as(charge) == expected.booked
-    assert server.served[-1].fault is fault
+    assert len(server.served) == len(messages) + 1
+    assert (server.served[-1].fault, server.served[-1].dialect) == (fault, make.dialect)
     check_books(side, [*messages, message])
     assert side.totals.failed == (expected.ends == "failed")
 
@@ -330,7 +344,7 @@ async def test_a_model_that_does_not_stream_breaks_no_answer_either(
     server: FaultServer, fault: Fault, path: Any
 ):
     server.script(Reply(fault=fault))
-    hosted = through_langchain(server).model_copy(update={"disable_streaming": True})
+    hosted = THROUGH_LANGCHAIN(server).model_copy(update={"disable_streaming": True})
     side, expected = Side(server, hosted), EXPECTED[fault]
     message = asked(await answer(path, side.model(), "Why? #1#", side.config), "#1#")
     assert server.served[0].body.get("stream", False) is False
@@ -341,13 +355,19 @@ async def test_a_model_that_does_not_stream_breaks_no_answer_either(
     check_books(side, [message])
 
 
-def test_the_table_has_every_fault():
+def test_the_table_has_every_fault_and_the_matrix_every_pair():
     assert set(EXPECTED) == set(Fault)
+    assert set(OTHERWISE) <= {side.name for side in SIDES}
+    pairs = {(fault, side.name) for fault, side, _ in cases()}
+    assert pairs == {(fault, side.name) for side in SIDES for fault in side.faults}
+    for dialect in {side.dialect for side in SIDES}:
+        speakers = [case for case in cases() if case[1].dialect == dialect]
+        assert {path for _, _, path in speakers} == set(SYNC + ASYNC), dialect
 
 
 @every_path
-@both_sides
-async def test_a_host_without_faults(server: FaultServer, make: Any, path: Any):
+@every_side
+async def test_a_host_without_faults(server: FaultServer, make: HostedSide, path: Any):
     server.script("blue light.")
     side = Side(server, make(server))
     message = asked(await answer(path, side.model(), "Why? #1#", side.config), "#1#")
@@ -359,7 +379,7 @@ async def test_a_host_without_faults(server: FaultServer, make: Any, path: Any):
 @every_path
 @both_sides
 async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
-    server: FaultServer, make: Any, path: Any
+    server: FaultServer, make: HostedSide, path: Any
 ):
     server.script(Reply(fault=Fault.KEEP_ALIVE, hold_s=3.0))
     side = Side(server, make(server))
@@ -405,7 +425,7 @@ def first_then(faults: list[Fault], then: Reply) -> Callable[[Served], Reply]:
 @pytest.mark.parametrize("on_the_loop", [False, True], ids=["threads", "loop"])
 @both_sides
 async def test_what_may_succeed_is_asked_again_from_where_it_stopped(
-    server: FaultServer, make: Any, on_the_loop: bool
+    server: FaultServer, make: HostedSide, on_the_loop: bool
 ):
     server.script(first_then(RETRYABLE, Reply(" scatters most.")))
     side = Side(server, make(server))
@@ -429,7 +449,9 @@ async def test_what_may_succeed_is_asked_again_from_where_it_stopped(
 
 @pytest.mark.parametrize("on_the_loop", [False, True], ids=["threads", "loop"])
 @both_sides
-async def test_what_cannot_succeed_is_asked_once(server: FaultServer, make: Any, on_the_loop: bool):
+async def test_what_cannot_succeed_is_asked_once(
+    server: FaultServer, make: HostedSide, on_the_loop: bool
+):
     server.script(first_then(FINAL, Reply("asked again")))
     side = Side(server, make(server))
     messages = await answers(side, side.model(max_retries=2), len(FINAL), at_once=on_the_loop)
@@ -439,7 +461,7 @@ async def test_what_cannot_succeed_is_asked_once(server: FaultServer, make: Any,
 
 @both_sides
 async def test_a_host_that_asks_for_more_time_than_there_is_is_not_waited_for(
-    server: FaultServer, make: Any
+    server: FaultServer, make: HostedSide
 ):
     server.script(Reply(fault=Fault.RATE_LIMITED_SECONDS, retry_after_s=AMPLE_S))
     side, began_s = Side(server, make(server)), time.monotonic()
