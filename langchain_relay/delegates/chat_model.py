@@ -25,7 +25,6 @@ from langchain_relay.delegates.clients import (
     copied_without_retries,
     family_of,
     field,
-    settings_of,
 )
 from langchain_relay.delegates.continuation import Repeated, continue_messages
 from langchain_relay.delegates.failures import building, translated
@@ -34,6 +33,7 @@ from langchain_relay.delegates.loops import PerLoop
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.pump import pulled
 from langchain_relay.delegates.reasoning import least_reasoning
+from langchain_relay.delegates.settings import settings_of
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode
 from langchain_relay.errors import UsageMistake
@@ -322,7 +322,10 @@ def _with_least_reasoning(model: BaseChatModel) -> BaseChatModel:
     if rule is None or any(field(model, name) is not None for name in _REASONING_FIELDS):
         return model
     fields = type(model).model_fields
-    update = {name: value for name, value in rule.settings.items() if name in fields}
+    # A copy is updated by the names of fields, and a setting may be known by its alias.
+    names = {known.alias: name for name, known in fields.items() if known.alias}
+    settings = {names.get(name, name): value for name, value in rule.settings.items()}
+    update = {name: value for name, value in settings.items() if name in fields}
     if rule.body and "extra_body" in fields:
         update["extra_body"] = {**rule.body, **(field(model, "extra_body") or {})}
     return model.model_copy(update=update) if update else model

@@ -151,9 +151,13 @@ class ChunkReader:
         return Delta(finish="stop")
 
     def _counted(self, message: Any) -> Usage | None:
-        """The counts so far: LangChain's add up over the chunks (Anthropic's come in two)."""
+        """The counts so far: LangChain's add up over the chunks.
+
+        No request has an input of 0 tokens. That is what langchain-anthropic 1.7.7 makes of a
+        server which tells the input in `message_start` only, and it would be free of charge.
+        """
         metadata = message.usage_metadata if isinstance(message, AIMessage) else None
         if not metadata:
             return None
         self._usage = add_usage(self._usage, metadata)
-        return usage_from_metadata(self._usage)
+        return usage_from_metadata(self._usage) if self._usage["input_tokens"] else None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_relay.delegates.cleaners import Echo, Fence, Openers
+from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -126,6 +127,9 @@ def completion_prompt(
         draft: The answer so far.
         template: A function of (messages, draft), or the model's Jinja chat template. `None`: a
             plain transcript, for base models.
+
+    Raises:
+        UsageMistake: the template is broken, or refuses the messages.
     """
     if callable(template):
         return template(messages, draft.rstrip())
@@ -136,22 +140,23 @@ def completion_prompt(
 
 
 def _render(template: str, messages: Sequence[BaseMessage]) -> str:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import TemplateError
     from langchain_core.messages import convert_to_openai_messages
 
-    # The whitespace rules of Hugging Face's apply_chat_template, which templates are written for.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(template).render(
-        messages=convert_to_openai_messages(list(messages)),
-        add_generation_prompt=True,
-        bos_token="",  # the server puts it in front itself
-        eos_token="",
-    )
+    from langchain_relay.local.template import compiled
 
-
-def _raise_exception(message: str) -> None:
-    raise ValueError(f"the chat template refuses these messages: {message}")
+    try:
+        text: str = compiled(template).render(
+            messages=convert_to_openai_messages(list(messages)),
+            add_generation_prompt=True,
+            bos_token="",  # the server puts it in front itself
+            eos_token="",
+        )
+    except TemplateError as error:
+        raise UsageMistake(f"the chat template refuses these messages: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UsageMistake(f"the chat template fails on these messages: {error}") from error
+    return text
 
 
 # --- the seam -----------------------------------------------------------------------------------

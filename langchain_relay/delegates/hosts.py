@@ -51,6 +51,9 @@ class HostRule:
     echoes: bool = False
 
 
+AZURE = ("openai.azure.com", "cognitiveservices.azure.com", "services.ai.azure.com")
+"""Ends of the host names under which Azure serves OpenAI's models."""
+
 _CLAUDE_TO_4_5 = (
     r"claude-(instant|v?[123]\b)|claude-([a-z]+-)?[123]([-.]|$|@)"
     r"|claude-([a-z]+-)?4([-.][0-5](?!\d)|-\d{6,}|@|$|-(?![0-9]))"
@@ -168,12 +171,28 @@ HOSTS: tuple[HostRule, ...] = (
         classes=frozenset({"ChatOllama"}),
     ),
     HostRule(
-        "LiteLLM before DeepSeek, Mistral or Claude up to 4.5",
+        "LiteLLM before Mistral",
         "flag",
         "docs.litellm.ai/docs/completion/prefix",
         classes=frozenset({"ChatLiteLLM"}),
-        models=rf"^(deepseek|mistral)/|{_CLAUDE_TO_4_5}",
+        models=r"^mistral/",
         flag="prefix",
+        echoes=True,
+    ),
+    HostRule(
+        "LiteLLM before DeepSeek",
+        "flag",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=r"^deepseek/",
+        flag="prefix",
+    ),
+    HostRule(
+        "LiteLLM before Claude up to 4.5, which needs no flag",
+        "prefill",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=_CLAUDE_TO_4_5,
     ),
     HostRule(
         "OpenAI, legacy completions",
@@ -186,7 +205,7 @@ HOSTS: tuple[HostRule, ...] = (
         "OpenAI, chat and Responses",
         "instruct",
         "developers.openai.com/api/docs/api-reference/chat",
-        addresses=("api.openai.com", "openai.azure.com"),
+        addresses=("api.openai.com", *AZURE),
     ),
 )
 """The table.

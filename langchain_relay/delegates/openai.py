@@ -22,22 +22,34 @@ from langchain_relay.delegates.continuation import (
     continue_messages,
 )
 from langchain_relay.delegates.failures import building, translated
-from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
+from langchain_relay.delegates.hosts import AZURE, HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
+from langchain_relay.delegates.responses import (
+    ResponsesReader,
+    input_items,
+    reasoning_settings,
+)
+from langchain_relay.delegates.settings import without_secrets
 from langchain_relay.engine.tokens import input_tokens_bound
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
-from langchain_relay.errors import DelegateTruncated, UnknownDelegate, UsageMistake
+from langchain_relay.errors import (
+    DelegateError,
+    DelegateTruncated,
+    UnknownDelegate,
+    UsageMistake,
+)
+from langchain_relay.local.template import compiled
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 __all__ = ["OpenAIDelegate"]
 
-Api = Literal["chat", "completions"]
+Api = Literal["chat", "responses", "completions"]
 
-_OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
+_OPENAI_HOSTS = (".openai.com", *(f".{end}" for end in AZURE))
 """Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
 
 
@@ -46,6 +58,7 @@ class OpenAIDelegate(Probing):
 
     ```python
     OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini")
+    OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini", api="responses")
     OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen", mode="flag")
     OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen-base", api="completions")
     ```
@@ -59,14 +72,16 @@ class OpenAIDelegate(Probing):
         client: Either flavour.
         model: The model's name at the host.
         async_client: The async flavour, if `client` is the sync one.
-        api: `chat` for `/chat/completions`, `completions` for `/completions`. `None`: `chat`, but
-            for OpenAI's completion models.
+        api: `chat` for `/chat/completions`, `responses` for `/responses`, `completions` for
+            `/completions`. `None`: `chat`, but for OpenAI's completion models. OpenAI's Responses
+            API refuses limits under 16 tokens.
         mode: How a draft is shown. `None`: what `delegates/hosts.py` says of address and model,
             `instruct` for who is not in there; `completion` for the completions API.
         flag: How `flag` mode is written: `prefix` or `partial` on the message, or the request's
             `continue_final_message` (vLLM, SGLang). `None`: what the table says, else the last.
         limit_name: Parameter that carries the limit; by default `max_completion_tokens` at OpenAI
-            and Azure, `max_tokens` elsewhere and for the completions API.
+            and Azure, `max_tokens` elsewhere and for the completions API, `max_output_tokens` for
+            the Responses API.
         prompt: For the completions API: a function of (messages, draft), or the model's Jinja
             chat template. `None`: a plain transcript.
         extra_body: Further fields of the request. Reasoning is turned off or to its least where
@@ -75,7 +90,7 @@ class OpenAIDelegate(Probing):
 
     Raises:
         UnknownDelegate: `client` is no client of the `openai` package.
-        UsageMistake: `api` and `mode` do not go together.
+        UsageMistake: `api` and `mode` do not go together, or `prompt` is no template.
     """
 
     def __init__(
@@ -87,7 +102,8 @@ class OpenAIDelegate(Probing):
         api: Api | None = None,
         mode: Mode | None = None,
         flag: Spelling | None = None,
-        limit_name: Literal["max_tokens", "max_completion_tokens"] | None = None,
+        limit_name: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
+        | None = None,
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -102,9 +118,13 @@ class OpenAIDelegate(Probing):
         self._echoes = self._mode == "flag" and rule is not None and rule.echoes
         self._limit_name = limit_name or _limit_name(self._clients.base_url, self._api)
         self._prompt = prompt
-        least = least_reasoning((), address, model) if self._api == "chat" else None
+        if isinstance(prompt, str):
+            compiled(prompt)
+        least = least_reasoning((), address, model) if self._api != "completions" else None
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
         settings = dict(least.settings) if least else {}
+        if self._api == "responses":
+            settings = reasoning_settings(settings)
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
         if mode is None and self._api == "chat":
             self._take_verdict()
@@ -139,8 +159,10 @@ class OpenAIDelegate(Probing):
             "base_url": self.base_url,
             "limit_name": self._limit_name,
             "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
-            "extra_body": self._extra_body,
+            "flag": self._flag if self._mode == "flag" else None,
+            "extra_body": without_secrets(self._extra_body),
             "settings": self._settings,
+            "client": self._clients.settings,
         }
 
     def input_bound(self, attempt: Attempt) -> int:
@@ -155,7 +177,7 @@ class OpenAIDelegate(Probing):
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
+        reader = self._reader(attempt)
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -168,7 +190,7 @@ class OpenAIDelegate(Probing):
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
+        reader = self._reader(attempt)
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -182,13 +204,22 @@ class OpenAIDelegate(Probing):
     # --- one request ----------------------------------------------------------------------------
 
     def _endpoint(self, client: Any) -> Any:
+        if self._api == "responses":
+            return client.responses
         return client.completions if self._api == "completions" else client.chat.completions
+
+    def _reader(self, attempt: Attempt) -> _Reader | ResponsesReader:
+        repeated = Repeated(attempt.draft if self._echoes else "")
+        return ResponsesReader(repeated) if self._api == "responses" else _Reader(repeated)
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
         return continue_messages(attempt.messages, attempt.draft, self._mode, attempt.max_tokens)
 
     def _raw_prompt(self, attempt: Attempt) -> str:
-        return completion_prompt(attempt.messages, attempt.draft, self._prompt)
+        try:
+            return completion_prompt(attempt.messages, attempt.draft, self._prompt)
+        except UsageMistake as error:  # these messages: the template itself was read before
+            raise DelegateError(f"{self.model}: {error}", retryable=False, sent=False) from error
 
     def _request(self, attempt: Attempt) -> dict[str, Any]:
         """What `create` is called with. Stop strings are not sent: see `ChatModelDelegate`."""
@@ -196,13 +227,9 @@ class OpenAIDelegate(Probing):
             "model": attempt.model or self._model,
             self._limit_name: attempt.max_tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            **self._shown(attempt),
             **self._settings,
         }
-        if self._api == "completions":
-            request["prompt"] = self._raw_prompt(attempt)
-        else:
-            request["messages"] = convert_to_openai_messages(self._messages(attempt))
         flagged = self._mode == "flag" and bool(attempt.draft.strip())
         if flagged and self._flag != "continue_final_message":
             request["messages"][-1][self._flag] = True
@@ -212,6 +239,15 @@ class OpenAIDelegate(Probing):
         if attempt.timeout_s is not None:
             request["timeout"] = attempt.timeout_s
         return request
+
+    def _shown(self, attempt: Attempt) -> dict[str, Any]:
+        """Conversation and draft, and how the API is asked for the usage."""
+        if self._api == "responses":  # it tells the usage unasked
+            return {"input": input_items(self._messages(attempt))}
+        usage = {"stream_options": {"include_usage": True}}
+        if self._api == "completions":
+            return {**usage, "prompt": self._raw_prompt(attempt)}
+        return {**usage, "messages": convert_to_openai_messages(self._messages(attempt))}
 
 
 class _Reader:
@@ -267,17 +303,25 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
     if api is None:
         api = "completions" if (mode or known) == "completion" else "chat"
     if mode is None:
-        chat: Mode = "instruct" if known == "completion" else known
+        named = known == "completion" or (api, known) == ("responses", "flag")
+        chat: Mode = "instruct" if named else known
         mode = "completion" if api == "completions" else chat
     if (mode == "completion") != (api == "completions"):
         raise UsageMistake(
             f"mode={mode!r} does not go with api={api!r}: the completions API takes a raw prompt "
-            f"(mode='completion'), the chat API takes messages (any other mode)"
+            f"(mode='completion'), the others take messages (any other mode)"
+        )
+    if (api, mode) == ("responses", "flag"):
+        raise UsageMistake(
+            "mode='flag' does not go with api='responses': its input items have no flags; use "
+            "api='chat', or mode='instruct'"
         )
     return api, mode
 
 
 def _limit_name(base_url: str, api: str) -> str:
+    if api == "responses":
+        return "max_output_tokens"
     host = f".{urlsplit(base_url).hostname}"
     return (
         "max_completion_tokens" if api == "chat" and host.endswith(_OPENAI_HOSTS) else "max_tokens"
@@ -306,6 +350,18 @@ class _Clients:
     @property
     def base_url(self) -> str:
         return str(next(iter(self._given.values())).base_url)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may change replies, without secrets."""
+        client = next(iter(self._given.values()))
+        known = {
+            "organization": client.organization,
+            "project": client.project,
+            "default_query": client._custom_query,  # noqa: SLF001 - there is no public view
+            "default_headers": client._custom_headers,  # noqa: SLF001 - the public view has the key in it
+        }
+        return {name: without_secrets(value) for name, value in known.items() if value}
 
     @cached_property
     def sync(self) -> Any:

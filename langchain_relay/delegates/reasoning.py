@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_relay.delegates.hosts import first_fitting
+from langchain_relay.delegates.hosts import AZURE, first_fitting
 
 __all__ = ["REASONING", "ReasoningRule", "least_reasoning"]
 
-_OPENAI = ("api.openai.com", "openai.azure.com")
+_OPENAI = ("api.openai.com", *AZURE)
 _OPENAI_PAGE = "developers.openai.com/api/docs/guides/reasoning, read 2026-11-21"
 _GEMINI = frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"})
 _GEMINI_PAGE = "ai.google.dev/gemini-api/docs/thinking, read 2026-11-21"

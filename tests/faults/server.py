@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from tests.faults.dialects import DIALECTS, Asked, Dialect, Said
+from tests.faults.dialects import DIALECTS, RELATIVES, Asked, Dialect, Said
 from tests.faults.dialects.dialect import Kind
 from tests.faults.script import RATE_LIMITED, STATUS, UNBOUNDED, Fault, Reply, token_count
 
@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
         address = urlsplit(self.path)
-        for dialect in DIALECTS:
+        for dialect in (*RELATIVES, *DIALECTS):
             if asked := dialect.asked(address.path, address.query, body):
                 self.dialect, self.asked = dialect, asked
                 self._serve(address.path, body)

@@ -8,9 +8,10 @@ from tests.faults.dialects.mistral import Mistral
 from tests.faults.dialects.ollama import Ollama
 from tests.faults.dialects.openai_chat import OpenAIChat
 from tests.faults.dialects.openai_completions import OpenAICompletions
+from tests.faults.dialects.openai_relatives import Groq, Mistral
 from tests.faults.dialects.openai_responses import OpenAIResponses
 
-__all__ = ["DIALECTS", "Asked", "Dialect", "Said"]
+__all__ = ["DIALECTS", "RELATIVES", "Asked", "Dialect", "Said"]
 
 DIALECTS: tuple[Dialect, ...] = (
     Groq(),
@@ -22,3 +23,6 @@ DIALECTS: tuple[Dialect, ...] = (
     Gemini(),
     Ollama(),
 )
+
+RELATIVES: tuple[Dialect, ...] = (Groq(), Mistral())
+"""Told from OpenAI's chat by the beginning of the path; asked first."""

@@ -9,6 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from langchain_relay.delegates.continuation import completion_prompt, continue_messages
 from langchain_relay.engine.values import Mode
+from langchain_relay.errors import UsageMistake
 
 SYSTEM, QUESTION = SystemMessage("Be brief."), HumanMessage("Why is the sky blue?")
 ASKED = [SYSTEM, QUESTION]
@@ -102,5 +103,16 @@ def test_a_chat_template_renders_the_prompt_and_the_draft_follows_it():
 
 
 def test_a_chat_template_may_refuse():
-    with pytest.raises(ValueError, match="no system"):
+    with pytest.raises(UsageMistake, match="refuses these messages: no system"):
         completion_prompt(ASKED, "", "{{ raise_exception('no system') }}")
+
+
+@pytest.mark.parametrize("template", ["{{ messages[9].content }}", "{{ messages + 1 }}"])
+def test_a_chat_template_may_fail(template: str):
+    with pytest.raises(UsageMistake, match="the chat template"):
+        completion_prompt(ASKED, "", template)
+
+
+def test_a_chat_template_has_what_transformers_gives_it():
+    template = "{% for m in messages %}{{ strftime_now('%Y') }}{% break %}{% endfor %}"
+    assert int(completion_prompt(ASKED, "", template)) >= 2026
