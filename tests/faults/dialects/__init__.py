@@ -3,8 +3,6 @@
 from tests.faults.dialects.anthropic_messages import AnthropicMessages
 from tests.faults.dialects.dialect import Asked, Dialect, Said
 from tests.faults.dialects.gemini import Gemini
-from tests.faults.dialects.groq import Groq
-from tests.faults.dialects.mistral import Mistral
 from tests.faults.dialects.ollama import Ollama
 from tests.faults.dialects.openai_chat import OpenAIChat
 from tests.faults.dialects.openai_completions import OpenAICompletions
@@ -14,8 +12,6 @@ from tests.faults.dialects.openai_responses import OpenAIResponses
 __all__ = ["DIALECTS", "RELATIVES", "Asked", "Dialect", "Said"]
 
 DIALECTS: tuple[Dialect, ...] = (
-    Groq(),
-    Mistral(),
     OpenAIChat(),
     OpenAIResponses(),
     OpenAICompletions(),

@@ -115,6 +115,7 @@ OTHERWISE: Mapping[str, Mapping[Fault, Expected]] = {
         Fault.RESET_AFTER_TOKEN: _broken(KEPT, "DelegateTruncated", whole=False),
         Fault.TRUNCATED_BODY: _broken(KEPT, "DelegateTruncated", whole=False),
     },
+    "openai_client_responses": {Fault.REFUSAL: _withheld("", "refusal")},
     "ChatOllama": {Fault.INVALID_UTF8: _REPLACED},
     "ChatMistralAI": {
         Fault.INVALID_UTF8: _REPLACED,

@@ -12,9 +12,14 @@ from langchain_openai import ChatOpenAI
 
 from langchain_relay.delegates import OpenAIDelegate
 from tests.faults import Fault, FaultServer
-from tests.faults.dialects import DIALECTS
+from tests.faults.dialects import DIALECTS, RELATIVES
 
 MODEL = "gpt-5-mini"
+
+
+def lacks(dialect: str) -> frozenset[Fault]:
+    """Faults that a dialect has no words for."""
+    return next(one.lacks for one in (*RELATIVES, *DIALECTS) if one.name == dialect)
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,7 @@ class HostedSide:
     @property
     def faults(self) -> list[Fault]:
         """Those its dialect has words for."""
-        lacks = next(one.lacks for one in DIALECTS if one.name == self.dialect)
-        return [fault for fault in Fault if fault not in lacks]
+        return [fault for fault in Fault if fault not in lacks(self.dialect)]
 
     def __call__(self, server: FaultServer) -> Any:
         return self.make(server)
@@ -72,7 +76,7 @@ def _ollama(server: FaultServer) -> Any:
 def _groq(server: FaultServer) -> Any:
     from langchain_groq import ChatGroq
 
-    return ChatGroq(model="llama-3.3-70b-versatile", base_url=f"{server.url}/groq", api_key="test")  # type: ignore[call-arg,arg-type]
+    return ChatGroq(model="llama-3.3-70b-versatile", base_url=server.url, api_key="test")  # type: ignore[call-arg,arg-type]
 
 
 def _mistral(server: FaultServer) -> Any:
@@ -102,6 +106,12 @@ RESPONSES = HostedSide(
     MODEL,
     lambda server: _chat_openai(server, use_responses_api=True),
 )
+CLIENT_RESPONSES = HostedSide(
+    "openai_client_responses",
+    "openai_responses",
+    MODEL,
+    lambda server: OpenAIDelegate(_client(server), model=MODEL, api="responses"),
+)
 COMPLETIONS = HostedSide(
     "openai_client_completions",
     "openai_completions",
@@ -115,8 +125,11 @@ GROQ = HostedSide("ChatGroq", "groq", "llama-3.3-70b-versatile", _groq)
 MISTRAL = HostedSide("ChatMistralAI", "mistral", "mistral-small-latest", _mistral)
 DEEPSEEK = HostedSide("ChatDeepSeek", "openai_chat", "deepseek-chat", _deepseek)
 
-ON_EVERY_PATH = [THROUGH_A_CLIENT, THROUGH_LANGCHAIN, ANTHROPIC]
-ON_ONE_PATH = [RESPONSES, COMPLETIONS, GEMINI, OLLAMA, GROQ, MISTRAL, DEEPSEEK]
+ON_EVERY_PATH = [THROUGH_LANGCHAIN, ANTHROPIC]
+ON_ONE_PATH = [
+    *(THROUGH_A_CLIENT, RESPONSES, CLIENT_RESPONSES, COMPLETIONS),
+    *(GEMINI, OLLAMA, GROQ, MISTRAL, DEEPSEEK),
+]
 SIDES = [*ON_EVERY_PATH, *ON_ONE_PATH]
 
 every_side = pytest.mark.parametrize("make", SIDES, ids=lambda side: side.name)

@@ -16,12 +16,13 @@ import openai
 import pytest
 
 from tests.faults import STATUS, Fault, FaultServer, Reply
-from tests.faults.dialects import DIALECTS
+from tests.faults.dialects import DIALECTS, RELATIVES
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 USER = [{"role": "user", "content": "Why is it blue?"}]
-NAMES = [dialect.name for dialect in DIALECTS]
+ALL = (*RELATIVES, *DIALECTS)
+NAMES = [dialect.name for dialect in ALL]
 TEXT = "blue light scatters most."
 
 
@@ -43,7 +44,7 @@ def request(name: str, *, streamed: bool, limit: int | None = None) -> tuple[str
             body = {**common, **usage, "messages": USER, "max_tokens": limit}
             return "/v1/chat/completions", body
         case "groq":
-            return "/groq/openai/v1/chat/completions", {
+            return "/openai/v1/chat/completions", {
                 **common,
                 "messages": USER,
                 "max_tokens": limit,
@@ -218,7 +219,7 @@ def test_text_finish_and_usage_in_the_dialects_own_words(
 def test_every_dialect_has_every_fault_it_does_not_lack(
     server: FaultServer, name: str, streamed: bool
 ):
-    lacks = next(dialect.lacks for dialect in DIALECTS if dialect.name == name)
+    lacks = next(dialect.lacks for dialect in ALL if dialect.name == name)
     for fault in Fault:
         server.script(Reply(fault=fault, delay_s=0.01, hold_s=0.05))
         if fault in lacks:
