@@ -18,8 +18,12 @@ from types import FrameType
 
 __all__ = ["hang_up"]
 
-READING_FRAMES = 6
-"""A thread in a read has the socket among so many innermost frames."""
+READING_FRAMES = 2
+"""A thread in a read has the socket among so many innermost frames; further out it may stand for
+anything."""
+
+HTTP_FRAMES = 6
+"""Among so many is the connection that reads it."""
 
 _SHARED = frozenset({"HTTP2Connection", "AsyncHTTP2Connection"})
 """httpcore's connections that carry other requests too, and must not be ended for one."""
@@ -31,12 +35,13 @@ def hang_up(thread: threading.Thread) -> bool:
     The thread sees the end of the stream or an error, and cleans up as for any broken connection.
     """
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - its documented name
-    frames = list(islice(_outwards(frame), READING_FRAMES))
+    frames = list(islice(_outwards(frame), HTTP_FRAMES))
     if not thread.is_alive():  # its number, and so the frame, may be another thread's already
         return False
     if any(type(one.f_locals.get("self")).__name__ in _SHARED for one in frames):
         return False
-    waited_for = next((sock for one in frames for sock in _sockets(one)), None)
+    found = (sock for one in frames[:READING_FRAMES] for sock in _sockets(one))
+    waited_for = next(found, None)
     if waited_for is None:
         return False
     with suppress(OSError):  # the host was first

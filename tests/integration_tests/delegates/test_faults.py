@@ -389,6 +389,26 @@ async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
     assert server.served[0].hung_up
 
 
+LONG_WORD = "w" * 2 * MOST_BYTES
+
+
+@pytest.mark.parametrize("path", [invoke, ainvoke], ids=lambda path: path.__name__)
+@pytest.mark.parametrize("cut", ["stop", "length"])
+@every_side
+async def test_a_stream_that_is_cut_is_hung_up_on_though_the_host_says_nothing_more(
+    server: FaultServer, make: HostedSide, path: Any, cut: str
+):
+    server.script(Reply(f"{LONG_WORD} light most", fault=Fault.STALLED, fault_after=2))
+    model = Side(server, make(server)).model()
+    # A length cut reads on for the usage, up to half a second.
+    bound: Any = model.bind(stop=["light"]) if cut == "stop" else model
+    message = await answer(path, bound, "Why? #1#", {})
+    assert await asyncio.to_thread(server.settled, 0.5)
+    assert server.served[0].hung_up
+    (charge,) = relay_report(message).charges
+    assert booked_as(charge) == "worst"
+
+
 # --- retries ------------------------------------------------------------------------------------
 
 RETRYABLE = [fault for fault in Fault if EXPECTED[fault].retryable]
