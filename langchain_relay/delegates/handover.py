@@ -216,6 +216,7 @@ class Received:
     text: str = ""
     last: Delta = field(default_factory=Delta)
     sent: bool = False
+    sent_at: float | None = None
     answered: bool = False  # anything came at all: then there was a response header
 
     def add(self, delta: Delta) -> None:
@@ -353,9 +354,10 @@ class _HandOver:
         if received.answered or not isinstance(error, DelegateError):
             return  # told at the first piece; or an attempt of which nobody saw the end
         if error.answered:
-            self.terms.breakers.answered(self.member.host)
+            self.terms.breakers.answered(self.member.host, self.terms.clock())
         elif error.answered is False:
-            self.terms.breakers.failed(self.member.host, self.terms.clock())
+            now = self.terms.clock()
+            self.terms.breakers.failed(self.member.host, now, received.sent_at)
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -389,13 +391,14 @@ class _HandOver:
     def _stream(self, received: Received, seam: Seam) -> Generator[Any, Any, EndWhy]:
         yield Admit(self.deadline, self.member.rate_limiters)
         self._check_circuit(self.terms.breakers.send)
+        received.sent_at = self.terms.clock()
         yield Send(self._sending(), self.member.delegate)
         received.sent = True
         limit_bytes = self.n * MAX_BYTES_PER_TOKEN
         while (delta := (yield Next(self.deadline))) is not None:
             if not received.answered:
                 received.answered = True
-                self.terms.breakers.answered(self.member.host)
+                self.terms.breakers.answered(self.member.host, self.terms.clock())
             received.add(delta)
             text, over = _within(seam.push(delta.text), limit_bytes)
             limit_bytes -= len(text.encode(errors="replace"))

@@ -58,7 +58,7 @@ def _chat_openai(server: FaultServer, **fields: Any) -> Any:
 def _anthropic(server: FaultServer) -> Any:
     from langchain_anthropic import ChatAnthropic
 
-    return ChatAnthropic(model="claude-haiku-4-5", base_url=server.url, api_key="test")  # type: ignore[call-arg]
+    return ChatAnthropic(model="claude-haiku-4-5", base_url=server.url, api_key="test")
 
 
 def _gemini(server: FaultServer) -> Any:
@@ -76,13 +76,13 @@ def _ollama(server: FaultServer) -> Any:
 def _groq(server: FaultServer) -> Any:
     from langchain_groq import ChatGroq
 
-    return ChatGroq(model="llama-3.3-70b-versatile", base_url=server.url, api_key="test")  # type: ignore[call-arg,arg-type]
+    return ChatGroq(model="llama-3.3-70b-versatile", base_url=server.url, api_key="test")  # type: ignore[call-arg]
 
 
 def _mistral(server: FaultServer) -> Any:
     from langchain_mistralai import ChatMistralAI
 
-    return ChatMistralAI(  # type: ignore[call-arg]
+    return ChatMistralAI(
         model_name="mistral-small-latest", base_url=f"{server.url}/mistral/v1", api_key="test"
     )
 
@@ -90,7 +90,7 @@ def _mistral(server: FaultServer) -> Any:
 def _deepseek(server: FaultServer) -> Any:
     from langchain_deepseek import ChatDeepSeek
 
-    return ChatDeepSeek(model="deepseek-chat", api_base=f"{server.url}/v1", api_key="test")  # type: ignore[call-arg,arg-type]
+    return ChatDeepSeek(model="deepseek-chat", api_base=f"{server.url}/v1", api_key="test")  # type: ignore[call-arg]
 
 
 THROUGH_A_CLIENT = HostedSide(
