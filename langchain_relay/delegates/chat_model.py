@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop
 from langchain_relay.delegates.probe import Probing
+from langchain_relay.delegates.pump import pulled
 from langchain_relay.delegates.reasoning import least_reasoning
 from langchain_relay.delegates.settings import settings_of
 from langchain_relay.delegates.tokenizers import (
@@ -183,6 +185,13 @@ class ChatModelDelegate(Probing):
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
+        if _is_sync_only(self._chat):
+            run = attempt.run_manager and attempt.run_manager.get_sync()
+            asked = replace(attempt, run_manager=run)
+            async with aclosing(pulled(lambda: self.stream(asked))) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
         reader = self._reader(attempt)
         with translated(self.model, lambda: reader.received):
             async with aclosing(self._agenerations(attempt)) as generations:
@@ -271,6 +280,16 @@ def _streams(chat: BaseChatModel, methods: tuple[str, ...]) -> bool:
     """Whether the class has one of these methods of its own and is allowed to stream."""
     own = any(getattr(type(chat), name) is not getattr(BaseChatModel, name) for name in methods)
     return own and chat.disable_streaming is not True
+
+
+def _is_sync_only(chat: BaseChatModel) -> bool:
+    """Whether langchain-core would read this model on an executor, which cannot be broken off."""
+    read_by = "_stream" if _streams(chat, ("_stream", "_astream")) else "_generate"
+    own = [
+        getattr(type(chat), n) is not getattr(BaseChatModel, n)
+        for n in (read_by, f"_a{read_by[1:]}")
+    ]
+    return own == [True, False]
 
 
 # --- what is known of classes -------------------------------------------------------------------

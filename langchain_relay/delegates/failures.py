@@ -175,8 +175,12 @@ def _is_timeout(error: Exception, names: frozenset[str]) -> bool:
 
 
 def _is_malformed_reply(error: Exception) -> bool:
-    """langchain-openai 1.7.3 lets these through from its reading of a reply."""
-    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+    """langchain-openai 1.7.3 and google-genai 2.34 let these through from reading a reply."""
+    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or _is_of_genai(error)
+
+
+def _is_of_genai(error: Exception) -> bool:
+    return type(error).__name__ == "UnknownApiResponseError"  # its text is the reply
 
 
 def _is_retryable(
@@ -212,6 +216,8 @@ def _http_status(error: Exception, names: frozenset[str]) -> int | None:
     """The HTTP status an SDK's error carries, or the one it was raised from (google-genai)."""
     nothing_came = bool(names & (_NEVER_CONNECTED | _CONNECTION_BROKE | _TIMED_OUT))
     for link in _causes(error):
+        if type(link).__name__ in _CONNECTION_BROKE:
+            return None  # aiohttp's are raised from errors that number what broke like a status
         if nothing_came and _is_litellms(link):
             continue  # LiteLLM gives errors of the connection a status of its own
         for carrier in (link, getattr(link, "response", None)):
@@ -298,7 +304,8 @@ def _seconds_until(http_date: Any) -> float | None:
 
 def _one_line(error: Exception) -> str:
     """The error's class and the first line of what it says, at most 300 characters."""
-    said = "malformed reply" if isinstance(error, json.JSONDecodeError) else str(error)
+    unread = isinstance(error, json.JSONDecodeError) or _is_of_genai(error)
+    said = "malformed reply" if unread else str(error)
     lines = said.strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0][:300]}"
     return text.removesuffix(": ")

@@ -62,7 +62,10 @@ LEAST_LEFT_S = 0.01
 """With less left of the deadline, no other model is asked."""
 
 WITHHELD = frozenset(
-    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+    {
+        *("content_filter", "refusal", "safety", "recitation", "blocklist"),
+        *("prohibited_content", "spii", "prompt_blocked"),
+    }
 )
 """Finish reasons of OpenAI, Anthropic and Gemini that mean: not complete, and asking again will not
 help."""
@@ -244,9 +247,10 @@ class _HandOver:
         if received.answered or not isinstance(error, DelegateError):
             return  # told at the first piece; or an attempt of which nobody saw the end
         if error.answered:
-            self.terms.breakers.answered(self.member.host)
+            self.terms.breakers.answered(self.member.host, self.terms.clock())
         elif error.answered is False:
-            self.terms.breakers.failed(self.member.host, self.terms.clock())
+            now = self.terms.clock()
+            self.terms.breakers.failed(self.member.host, now, received.sent_at)
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -282,12 +286,13 @@ class _HandOver:
     def _stream(self, received: Received, text: _Text) -> Generator[Any, Any, EndWhy]:
         yield Admit(self.deadline, self.member.rate_limiters)
         self._check_circuit(self.terms.breakers.send)
+        received.sent_at = self.terms.clock()
         yield Send(self._sending(), self.member.delegate)
         received.sent = True
         while (delta := (yield Next(self.deadline))) is not None:
             if not received.answered:
                 received.answered = True
-                self.terms.breakers.answered(self.member.host)
+                self.terms.breakers.answered(self.member.host, self.terms.clock())
             received.add(delta)
             if (piece := self._piece(text.push(delta.text))) and (why := (yield piece)):
                 return (yield from self._hung_up(why, received))
