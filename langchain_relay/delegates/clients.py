@@ -42,7 +42,7 @@ _LIMIT_FIELDS = (
 """Names under which chat models keep the limit of a reply; the first one a class has is set."""
 
 _GEMINI_LEAST_TIMEOUT_S = 10.0
-"""The API is told the client's timeout and answers 400 to a shorter one."""
+"""The API is told the client's timeout and refuses a shorter one (livekit/agents issue 3723)."""
 
 
 def field(thing: object, name: str) -> Any:

@@ -19,7 +19,8 @@ _OPENAI_PAGE = "developers.openai.com/api/docs/guides/reasoning, read 2026-11-21
 _GEMINI = frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"})
 _GEMINI_PAGE = "ai.google.dev/gemini-api/docs/thinking, read 2026-11-21"
 _LITELLM = frozenset({"ChatLiteLLM"})
-_LITELLM_PAGE = "docs.litellm.ai/docs/reasoning_content, read 2026-11-21"
+_DEEPSEEK_PAGE = "api-docs.deepseek.com/guides/thinking_mode, read 2026-11-21"
+_HANDED_ON = "; litellm 1.106 hands it on, as its requests at a test server show"
 _GROQ_PAGE = "console.groq.com/docs/reasoning, read 2026-11-21"
 
 
@@ -77,35 +78,35 @@ REASONING: tuple[ReasoningRule, ...] = (
     ),
     ReasoningRule(
         "LiteLLM before GPT-5.1 and later",
-        _LITELLM_PAGE,
+        _OPENAI_PAGE + _HANDED_ON,
         models=r"^(openai/)?gpt-5\.\d+(?!.*(-pro|-chat|-codex))",
         classes=_LITELLM,
         settings={"reasoning_effort": "none"},
     ),
     ReasoningRule(
         "LiteLLM before GPT-5",
-        _LITELLM_PAGE,
+        _OPENAI_PAGE + _HANDED_ON,
         models=r"^(openai/)?gpt-5(-mini|-nano)?(-\d{4}-\d\d-\d\d)?$",
         classes=_LITELLM,
         settings={"reasoning_effort": "minimal"},
     ),
     ReasoningRule(
         "LiteLLM before the o series",
-        _LITELLM_PAGE,
+        _OPENAI_PAGE + _HANDED_ON,
         models=r"^(openai/)?o[134](-mini)?(-\d{4}-\d\d-\d\d)?$",
         classes=_LITELLM,
         settings={"reasoning_effort": "low"},
     ),
     ReasoningRule(
         "LiteLLM before DeepSeek",
-        _LITELLM_PAGE,
+        _DEEPSEEK_PAGE + _HANDED_ON,
         models=r"^deepseek/",
         classes=_LITELLM,
         body={"thinking": {"type": "disabled"}},
     ),
     ReasoningRule(
         "DeepSeek",
-        "api-docs.deepseek.com/guides/thinking_mode, read 2026-11-21",
+        _DEEPSEEK_PAGE,
         classes=frozenset({"ChatDeepSeek"}),
         addresses=("api.deepseek.com",),
         body={"thinking": {"type": "disabled"}},
