@@ -326,8 +326,11 @@ def _with_least_reasoning(model: BaseChatModel) -> BaseChatModel:
     names = {known.alias: name for name, known in fields.items() if known.alias}
     settings = {names.get(name, name): value for name, value in rule.settings.items()}
     update = {name: value for name, value in settings.items() if name in fields}
-    if rule.body and "extra_body" in fields:
-        update["extra_body"] = {**rule.body, **(field(model, "extra_body") or {})}
+    more = family_of(model).more_fields
+    if more in fields:
+        rest = {name: value for name, value in settings.items() if name not in fields}
+        if added := {**rest, **rule.body}:
+            update[more] = {**added, **(field(model, more) or {})}
     return model.model_copy(update=update) if update else model
 
 

@@ -11,11 +11,14 @@ with langchain-openai 1.7.3, -anthropic 1.7.7, -deepseek 1.1.1, -google-genai 4.
 from __future__ import annotations
 
 import functools
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
 from langchain_relay.delegates.chunks import families
+from langchain_relay.delegates.litellm import OnlyReported
 from langchain_relay.delegates.loops import with_own_connections
 
 if TYPE_CHECKING:
@@ -55,12 +58,14 @@ class Family:
         flags: Spellings that reach the request.
         marks: A flag on the message is read from its `additional_kwargs`.
         default_flag: The spelling where nothing is known of the host.
+        more_fields: The field with what a request has beside the class's own fields.
     """
 
     sends_once = False
     flags: frozenset[Spelling] = frozenset({"prefix", "partial"})
     marks = True
     default_flag: Spelling = "prefix"
+    more_fields = "extra_body"
 
     def base_url(self, chat: BaseChatModel) -> str | None:
         """Where requests go."""
@@ -154,7 +159,7 @@ class _OpenAI(_ByKeyword):
 
 
 class _Groq(_ByKeyword):
-    """`max_retries=0` on a copy changes nothing here either."""
+    """`max_retries=0` on a copy changes nothing here either, and nobody closes the streams."""
 
     flags = frozenset({"prefix", "partial", "continue_final_message"})
     marks = False
@@ -166,7 +171,7 @@ class _Groq(_ByKeyword):
     def without_retries(self, chat: BaseChatModel) -> dict[str, Any]:
         clients = {name: field(chat, name) for name in ("client", "async_client")}
         return {
-            name: client._client.with_options(max_retries=0).chat.completions  # noqa: SLF001 - there is no public way
+            name: _Closing(client._client.with_options(max_retries=0).chat.completions)  # noqa: SLF001 - there is no public way
             for name, client in clients.items()
             if field(client, "_client") is not None
         }
@@ -176,7 +181,7 @@ class _Groq(_ByKeyword):
         if root is None or field(chat, "http_async_client") is not None:
             return chat
         client = with_own_connections(root)
-        return chat.model_copy(update={"async_client": client.chat.completions})
+        return chat.model_copy(update={"async_client": _Closing(client.chat.completions)})
 
     def flagged(self, chat: BaseChatModel, flag: Spelling) -> tuple[BaseChatModel, dict[str, Any]]:
         if flag == "continue_final_message":
@@ -254,10 +259,17 @@ class _Gemini(Family):
 
 
 class _LiteLLM(_ByKeyword):
-    """Below the class's own retries lie those of LiteLLM and of the SDKs it uses."""
+    """Below the class's own retries lie those of LiteLLM and of the SDKs it uses.
+
+    What it makes up is taken out again: see `litellm.py`.
+    """
 
     flags = frozenset({"prefix", "partial", "continue_final_message"})
     marks = False
+    more_fields = "model_kwargs"
+
+    def without_retries(self, chat: BaseChatModel) -> dict[str, Any]:
+        return {"client": OnlyReported(field(chat, "client"))}
 
     def limited(
         self, chat: BaseChatModel, attempt: Attempt
@@ -319,6 +331,44 @@ def _rebuilt(copy: BaseChatModel, validator: str) -> BaseChatModel:
     """The copy, after its class has built its clients once more; the original keeps its own."""
     getattr(copy, validator)()
     return copy
+
+
+# --- streams that close -------------------------------------------------------------------------
+
+
+class _Closing:
+    """`chat.completions` of an SDK, whose streams end with whoever reads them.
+
+    A stream of the groq package lies in a cycle: cut, it would stay open until the collector comes.
+    """
+
+    def __init__(self, completions: Any) -> None:
+        self._completions = completions
+
+    def create(self, **payload: Any) -> Any:
+        made = self._completions.create(**payload)
+        if not payload.get("stream"):
+            return made
+        return _aclosing(made) if isawaitable(made) else _closing(made)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._completions, name)
+
+
+def _closing(stream: Any) -> Iterator[Any]:
+    with stream:
+        yield from stream
+
+
+async def _aclosing(opening: Awaitable[Any]) -> AsyncIterator[Any]:
+    stream = await opening
+
+    async def chunks() -> AsyncIterator[Any]:
+        async with stream:
+            async for chunk in stream:
+                yield chunk
+
+    return chunks()
 
 
 # --- flags on the last message ------------------------------------------------------------------

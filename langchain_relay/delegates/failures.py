@@ -128,8 +128,8 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
     stood and for a request that was never built: then the provider has nothing to bill. `answered`
     is `True` behind a response header, `False` where the connection or the time ended before one.
     """
-    status = _http_status(error)
     names = _names_along_causes(error)
+    status = _http_status(error, names)
     functions = _functions_along_causes(error)
     if not received and status is None and (names & _NO_REQUEST or functions & _BUILDERS):
         return _not_built(error, model)
@@ -212,11 +212,14 @@ def _is_out_of_credit(error: Exception) -> bool:
     return getattr(error, "code", None) == "insufficient_quota"
 
 
-def _http_status(error: Exception) -> int | None:
+def _http_status(error: Exception, names: frozenset[str]) -> int | None:
     """The HTTP status an SDK's error carries, or the one it was raised from (google-genai)."""
+    nothing_came = bool(names & (_NEVER_CONNECTED | _CONNECTION_BROKE | _TIMED_OUT))
     for link in _causes(error):
         if type(link).__name__ in _CONNECTION_BROKE:
             return None  # aiohttp's are raised from errors that number what broke like a status
+        if nothing_came and _is_litellms(link):
+            continue  # LiteLLM gives errors of the connection a status of its own
         for carrier in (link, getattr(link, "response", None)):
             for name in ("status_code", "code", "status"):
                 value = getattr(carrier, name, None)
@@ -225,10 +228,15 @@ def _http_status(error: Exception) -> int | None:
     return None
 
 
+def _is_litellms(link: BaseException) -> bool:
+    return type(link).__module__.startswith("litellm")
+
+
 def _names_along_causes(error: BaseException) -> frozenset[str]:
     """Class names of the error and of what it was raised from.
 
     Only `__cause__` is followed: `__context__` may be an earlier attempt that is being handled.
+    LiteLLM raises its own errors from inside a handler and names no cause.
     """
     return frozenset(cls.__name__ for link in _causes(error) for cls in type(link).__mro__)
 
@@ -246,7 +254,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and link not in causes:
         causes.append(link)
-        link = link.__cause__
+        link = link.__cause__ or (link.__context__ if _is_litellms(link) else None)
     return causes
 
 

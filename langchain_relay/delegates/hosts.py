@@ -63,6 +63,13 @@ _REASONS = r"gpt-oss|deepseek-r1|qwen-?3|qwq"
 
 HOSTS: tuple[HostRule, ...] = (
     HostRule(
+        "LiteLLM before Claude up to 4.5, which needs no flag",
+        "prefill",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=_CLAUDE_TO_4_5,
+    ),
+    HostRule(
         "Anthropic, Claude up to 4.5",
         "prefill",
         "docs.claude.com/en/docs/prefill-claudes-response",
@@ -186,13 +193,6 @@ HOSTS: tuple[HostRule, ...] = (
         classes=frozenset({"ChatLiteLLM"}),
         models=r"^deepseek/",
         flag="prefix",
-    ),
-    HostRule(
-        "LiteLLM before Claude up to 4.5, which needs no flag",
-        "prefill",
-        "docs.litellm.ai/docs/completion/prefix",
-        classes=frozenset({"ChatLiteLLM"}),
-        models=_CLAUDE_TO_4_5,
     ),
     HostRule(
         "OpenAI, legacy completions",

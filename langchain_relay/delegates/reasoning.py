@@ -18,6 +18,8 @@ _OPENAI = ("api.openai.com", *AZURE)
 _OPENAI_PAGE = "developers.openai.com/api/docs/guides/reasoning, read 2026-11-21"
 _GEMINI = frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"})
 _GEMINI_PAGE = "ai.google.dev/gemini-api/docs/thinking, read 2026-11-21"
+_LITELLM = frozenset({"ChatLiteLLM"})
+_LITELLM_PAGE = "docs.litellm.ai/docs/reasoning_content, read 2026-11-21"
 _GROQ_PAGE = "console.groq.com/docs/reasoning, read 2026-11-21"
 
 
@@ -72,6 +74,34 @@ REASONING: tuple[ReasoningRule, ...] = (
         models=r"^o[134](-mini)?(-\d{4}-\d\d-\d\d)?$",
         addresses=_OPENAI,
         settings={"reasoning_effort": "low"},
+    ),
+    ReasoningRule(
+        "LiteLLM before GPT-5.1 and later",
+        _LITELLM_PAGE,
+        models=r"^(openai/)?gpt-5\.\d+(?!.*(-pro|-chat|-codex))",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "none"},
+    ),
+    ReasoningRule(
+        "LiteLLM before GPT-5",
+        _LITELLM_PAGE,
+        models=r"^(openai/)?gpt-5(-mini|-nano)?(-\d{4}-\d\d-\d\d)?$",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "minimal"},
+    ),
+    ReasoningRule(
+        "LiteLLM before the o series",
+        _LITELLM_PAGE,
+        models=r"^(openai/)?o[134](-mini)?(-\d{4}-\d\d-\d\d)?$",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "low"},
+    ),
+    ReasoningRule(
+        "LiteLLM before DeepSeek",
+        _LITELLM_PAGE,
+        models=r"^deepseek/",
+        classes=_LITELLM,
+        body={"thinking": {"type": "disabled"}},
     ),
     ReasoningRule(
         "DeepSeek",

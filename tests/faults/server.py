@@ -71,6 +71,7 @@ class Served:
         model: The model that was asked for.
         fault: What went wrong.
         arrived_s: When, by `time.monotonic`.
+        client: The client's address; requests that share it share a connection.
         input_tokens: What a provider would count; 0 for HTTP errors.
         tokens_sent: Output tokens written to the socket.
         limit: Bound of the output tokens that was asked for.
@@ -87,6 +88,7 @@ class Served:
     model: str
     fault: Fault | None
     arrived_s: float
+    client: tuple[str, int]
     input_tokens: int
     limit: int | None
     tokens_sent: int = 0
@@ -278,6 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
             model=asked.model,
             fault=None,
             arrived_s=time.monotonic(),
+            client=self.client_address,
             input_tokens=len(asked.prompt.split()),
             limit=asked.limit,
         )

@@ -154,14 +154,15 @@ def mistralai(at: At) -> Any:
 def deepseek(at: At, path: str) -> Any:
     from langchain_deepseek import ChatDeepSeek
 
-    base_url = at("api.deepseek.com") + path
-    return ChatDeepSeek(model="deepseek-chat", base_url=base_url, api_key=KEY)
+    address: Any = {"base_url": at("api.deepseek.com") + path, "api_key": KEY}
+    return ChatDeepSeek(model="deepseek-chat", **address)
 
 
 def chat_groq(at: At, model: str) -> Any:
     from langchain_groq import ChatGroq
 
-    return ChatGroq(model=model, base_url=at("api.groq.com"), api_key=KEY)
+    address: Any = {"base_url": at("api.groq.com"), "api_key": KEY}
+    return ChatGroq(model=model, **address)
 
 
 def ollama(at: At) -> Any:
@@ -374,7 +375,7 @@ OTHERS = [
         "/v1beta/models/gemini-3.6-flash:streamGenerateContent",
         gemini(
             [turn("user", asked("instruct"))],
-            thinkingConfig={"thinkingLevel": "MINIMAL"},
+            thinkingConfig={"thinking_level": "MINIMAL"},
         ),
     ),
 ]
@@ -389,7 +390,11 @@ def client(at: At, host: str, path: str = "/v1", *, sync: bool = True) -> Any:
     return flavour(base_url=at(host) + path, api_key=KEY)
 
 
-def azure_client(at: At, host: str) -> Delegate:
+def azure_client(host: str) -> Callable[[At], Delegate]:
+    return lambda at: _azure_client(at, host)
+
+
+def _azure_client(at: At, host: str) -> Delegate:
     import openai
 
     settings: dict[str, Any] = {"api_key": KEY, "api_version": "1", "azure_endpoint": at(host)}
@@ -496,7 +501,7 @@ RAW = [
     *(
         Contract(
             f"AzureOpenAI client, {host}",
-            lambda at, host=host: azure_client(at, host),
+            azure_client(host),
             "instruct",
             "/openai/deployments/gpt-5-mini/chat/completions",
             openai_chat("gpt-5-mini", "max_completion_tokens", chat(), reasoning_effort="minimal"),
@@ -659,16 +664,23 @@ ALL = [*CHAT_OPENAI, *OTHERS, *RAW, *STRINGS]
 OLDER_OPENAI = [*LITELLM, *CHAT_OPENAI, *RAW]
 """What is tested in LiteLLM's environment."""
 
-WHOLE = [
-    contract
-    for contract in (*ALL, *LITELLM)
-    if contract.name
-    in {
-        *("ChatOpenAI, OpenAI", "ChatOpenAI, Responses", "AzureChatOpenAI"),
-        *("ChatAnthropic, up to 4.5", "ChatMistralAI", "ChatDeepSeek, beta", "ChatGroq"),
-        *("ChatOllama", "ChatGoogleGenerativeAI, up to 3.5 Flash", "OpenAI client"),
-        *("OpenAI client, completions", "OpenAI client, Responses", "AsyncOpenAI client"),
-        *("ChatLiteLLM, DeepSeek", "'ollama:llama3.2'"),
-    }
-]
-"""One for each class, for the tests that need a whole relay."""
+
+def _named(*names: str) -> list[Contract]:
+    known = {contract.name: contract for contract in (*ALL, *LITELLM)}
+    return [known[name] for name in names]
+
+
+OF_EACH_CLASS = _named(
+    *("ChatOpenAI, OpenAI", "ChatOpenAI, vLLM", "ChatOpenAI, Responses", "AzureChatOpenAI"),
+    *("ChatAnthropic, up to 4.5", "ChatMistralAI", "ChatDeepSeek, beta", "ChatGroq", "ChatOllama"),
+    *("ChatGoogleGenerativeAI, up to 3.5 Flash", "OpenAI client", "OpenAI client, completions"),
+    *("OpenAI client, Responses", "ChatLiteLLM, DeepSeek", "ChatLiteLLM, OpenAI"),
+)
+"""For what a class does whatever the host."""
+
+OF_EACH_SDK = _named(
+    *("ChatOpenAI, OpenAI", "ChatAnthropic, up to 4.5", "ChatMistralAI", "ChatGroq"),
+    *("ChatOllama", "ChatGoogleGenerativeAI, up to 3.5 Flash", "AsyncOpenAI client"),
+    *("ChatLiteLLM, DeepSeek", "ChatLiteLLM, OpenAI"),
+)
+"""For what is a matter of connections."""

@@ -30,11 +30,13 @@ from tests.faults import STATUS, Fault, FaultServer, Reply
 from tests.integration_tests.delegates.contracts import (
     ALL,
     ATTEMPT,
-    LITELLM,
+    CHAT_OPENAI,
+    OF_EACH_CLASS,
+    OF_EACH_SDK,
     OLDER_OPENAI,
+    RAW,
     REPORTED,
     SHOWN,
-    WHOLE,
     At,
     Contract,
 )
@@ -57,7 +59,10 @@ here = OLDER_OPENAI if IN_LITELLM else ALL
 both_colours = pytest.mark.parametrize("colour", ["sync", "async"])
 every_contract = pytest.mark.parametrize("contract", here, ids=lambda contract: contract.name)
 one_of_each_class = pytest.mark.parametrize(
-    "contract", [one for one in WHOLE if one in here], ids=lambda contract: contract.name
+    "contract", [one for one in OF_EACH_CLASS if one in here], ids=lambda contract: contract.name
+)
+one_of_each_sdk = pytest.mark.parametrize(
+    "contract", [one for one in OF_EACH_SDK if one in here], ids=lambda contract: contract.name
 )
 
 
@@ -114,7 +119,7 @@ def test_the_request_is_exactly_this_and_the_span_comes_back(
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_without_a_draft_nothing_is_added(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -128,7 +133,7 @@ def test_without_a_draft_nothing_is_added(
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_a_reply_that_was_cut_at_the_limit_says_so(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -141,7 +146,7 @@ def test_a_reply_that_was_cut_at_the_limit_says_so(
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_the_model_of_one_call_wins_and_the_next_call_has_its_own(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -156,7 +161,8 @@ def test_the_model_of_one_call_wins_and_the_next_call_has_its_own(
 
 def contract_model(contract: Contract) -> str | None:
     named = contract.path.rpartition("/")[2].partition(":")[0]  # Gemini's
-    return contract.body.get("model", named)
+    model: str | None = contract.body.get("model", named)
+    return model
 
 
 # --- failures -----------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ FAULTS = [
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_a_failure_is_one_request_that_costs_nothing(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -187,7 +193,7 @@ def test_a_failure_is_one_request_that_costs_nothing(
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_a_stream_without_an_end_is_truncated(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -200,7 +206,7 @@ def test_a_stream_without_an_end_is_truncated(
 
 
 @both_colours
-@every_contract
+@one_of_each_class
 def test_a_host_that_is_not_there_is_owed_nothing(
     server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
 ):
@@ -216,55 +222,65 @@ def test_a_host_that_is_not_there_is_owed_nothing(
 # --- connections --------------------------------------------------------------------------------
 
 
-@one_of_each_class
-def test_a_closed_event_loop_takes_its_connections_along(
+@one_of_each_sdk
+def test_each_event_loop_has_one_connection_and_takes_it_along(
     server: FaultServer, at: At, contract: Contract, monkeypatch
 ):
     delegate = made(contract, at, monkeypatch)
     server.script(reply(contract))
-    for _ in range(4):  # each is an asyncio.run of its own
-        assert text(stream(delegate, ATTEMPT, "async")) == SPAN
-    assert len(server.served) == 4
-    # The last loop's stays until another loop comes, or nobody holds the delegate any more.
-    assert gone(server, but=1)
-    del delegate
-    assert gone(server, but=0)
+
+    async def twice() -> None:
+        for _ in range(2):
+            deltas = [delta async for delta in delegate.astream(ATTEMPT)]
+            assert text(deltas) == SPAN
+
+    for _ in range(3):
+        asyncio.run(twice())
+    assert len(server.served) == 6
+    assert len({served.client for served in server.served}) == (6 if uses_up(contract) else 3)
+    # The last loop's stays until another loop comes. LiteLLM keeps clients for an hour.
+    assert gone(server, but=3 if contract.litellm else 1)
+
+
+def uses_up(contract: Contract) -> bool:
+    """langchain-mistralai and openai 2 stop reading at `[DONE]`, before the end of the body."""
+    older = IN_LITELLM and contract in (*CHAT_OPENAI, *RAW)
+    return older or contract.name == "ChatMistralAI"
 
 
 def gone(server: FaultServer, *, but: int, timeout_s: float = 3.0) -> bool:
     """Whether all connections but so many were closed by the clients."""
+    gc.collect()
     end = time.monotonic() + timeout_s
     while server.open_connections > but and time.monotonic() < end:
-        gc.collect()
-        time.sleep(0.02)
+        time.sleep(0.01)
     return server.open_connections <= but
 
 
-@both_colours
-@every_contract
+LONG = Reply(" word" * 500, fault=Fault.SLOW_TOKENS, delay_s=0.01)
+
+
+@one_of_each_sdk
 def test_closing_early_ends_the_stream(
-    server: FaultServer, at: At, contract: Contract, colour: Colour, monkeypatch
+    server: FaultServer, at: At, contract: Contract, monkeypatch
 ):
     delegate = made(contract, at, monkeypatch)
-    server.script(Reply(" word" * 500, fault=Fault.SLOW_TOKENS, delay_s=0.01))
-    stream(delegate, replace(ATTEMPT, max_tokens=500), colour, until=2)
-    del delegate
-    gc.collect()
+    server.script(LONG)
+    stream(delegate, replace(ATTEMPT, max_tokens=500), "sync", until=2)
     assert server.settled(timeout_s=4)
     assert server.served[0].hung_up
 
 
-def test_two_calls_on_one_loop_use_one_connection(server: FaultServer, at: At, monkeypatch):
-    async def twice(delegate: Delegate) -> int:
-        for _ in range(2):
-            assert [delta async for delta in delegate.astream(ATTEMPT)]
-        return server.open_connections
-
-    for contract in [one for one in WHOLE if one in here]:
-        server.script(reply(contract))
-        before = server.open_connections
-        assert asyncio.run(twice(made(contract, at, monkeypatch))) <= before + 1, contract.name
-        gc.collect()
+@one_of_each_sdk
+async def test_closing_early_ends_the_stream_while_the_loop_goes_on(
+    server: FaultServer, at: At, contract: Contract, monkeypatch
+):
+    server.script(LONG)
+    deltas: Any = made(contract, at, monkeypatch).astream(replace(ATTEMPT, max_tokens=500))
+    await anext(deltas)
+    await deltas.aclose()
+    assert await asyncio.to_thread(server.settled, 4)
+    assert server.served[0].hung_up
 
 
 # --- the whole relay ----------------------------------------------------------------------------
@@ -296,7 +312,7 @@ def test_the_span_stands_in_the_answer_and_its_usage_in_the_charge(
     server.script(Reply(f"{repeated} blue light.", usage=(31, 3), model=REPORTED))
     local = ScriptedLocal("It is", "<call>8</call>", " So.")
     delegate = made(contract, at, monkeypatch)
-    model = RelayChatModel(model=local, delegate=delegate)  # type: ignore[arg-type]  # a delegate
+    model = RelayChatModel(model=local, delegate=delegate)
     message = answer(model, path)
     # A completion endpoint's end is the end of the answer.
     assert message.text == "It is blue light." + " So." * (contract.mode != "completion")
@@ -311,20 +327,21 @@ def test_the_span_stands_in_the_answer_and_its_usage_in_the_charge(
 # --- LiteLLM and the older openai ---------------------------------------------------------------
 
 
-@pytest.mark.skipif(IN_LITELLM, reason="this is that environment")
 @pytest.mark.timeout(300)
 def test_litellm_and_an_older_openai_keep_the_contracts_too():
     ran = subprocess.run(
-        [LITELLM_PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [
+            *(LITELLM_PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
+            *("-k", "not older_openai"),
+        ],
         cwd=ROOT,
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stdout[-4000:]
-    passed = re.search(r"(\d+) passed", ran.stdout)
-    assert passed
-    assert int(passed[1]) > 13 * len(OLDER_OPENAI), "all of them"
-    assert not re.search(r"failed|error", ran.stdout.splitlines()[-1])
-    assert "1 skipped" in ran.stdout  # this test
-    assert all(one.litellm for one in LITELLM)
+    classes = sum(one in OLDER_OPENAI for one in OF_EACH_CLASS)
+    sdks = sum(one in OLDER_OPENAI for one in OF_EACH_SDK)
+    expected = 2 * len(OLDER_OPENAI) + (2 * 6 + len(PATHS)) * classes + 3 * sdks
+    assert f"{expected} passed" in ran.stdout
+    assert not re.search(r"skipped|xfailed", ran.stdout)
