@@ -291,7 +291,7 @@ def case_id(case: Any) -> str:
     return getattr(case, "name", None) or getattr(case, "__name__", None) or str(case)
 
 
-@pytest.mark.parametrize(("fault", "make", "path"), cases(), ids=case_id)
+@pytest.mark.parametrize(("fault", "make", "path"), list(cases()), ids=case_id)
 async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     server: FaultServer, fault: Fault, make: HostedSide, path: Any
 ):
