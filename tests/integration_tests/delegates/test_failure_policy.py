@@ -104,9 +104,15 @@ def at(server: MuteHost) -> OpenAIServer:
     return cast("OpenAIServer", server)
 
 
+_BOUND: list[socket.socket] = []
+
+
 def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    """An address where nobody listens, and nobody else can: the port stays taken."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    _BOUND.append(bound)
+    return f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
 
 
 # --- what an attempt at a mute host is ----------------------------------------------------------

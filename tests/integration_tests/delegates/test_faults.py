@@ -291,7 +291,7 @@ def case_id(case: Any) -> str:
     return getattr(case, "name", None) or getattr(case, "__name__", None) or str(case)
 
 
-@pytest.mark.parametrize(("fault", "make", "path"), cases(), ids=case_id)
+@pytest.mark.parametrize(("fault", "make", "path"), list(cases()), ids=case_id)
 async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     server: FaultServer, fault: Fault, make: HostedSide, path: Any
 ):
@@ -520,8 +520,8 @@ class Soak:
             drawn = {fault: w for fault, w in WEIGHTS.items() if fault not in lacks(served.dialect)}
             (fault,) = rng.choices([*drawn], [*drawn.values()])
             self.drawn[fault] += 1
-        delay_s = {Fault.SLOW_HEADERS: 1.5, Fault.SLOW_TOKENS: 0.3}.get(fault or Fault.STALLED, 0.0)
-        return Reply(fault=fault, delay_s=delay_s, hold_s=2.0, retry_after_s=0.1)
+        delay_s = {Fault.SLOW_HEADERS: 3.0, Fault.SLOW_TOKENS: 0.7}.get(fault or Fault.STALLED, 0.0)
+        return Reply(fault=fault, delay_s=delay_s, hold_s=4.0, retry_after_s=0.1)
 
     async def one(self, number: int, models: list[list[RelayChatModel]], side: Side) -> AIMessage:
         """One answer by a random client over a random path."""
@@ -540,12 +540,24 @@ SOUND = re.compile(
 """What an answer may contain of the hosts' replies, cut anywhere."""
 
 
+async def warmed(models: list[RelayChatModel], first: int) -> list[AIMessage]:
+    """One answer of each model per flavour of its client.
+
+    To build them all at once takes longer than the deadline, which opens the breaker.
+    """
+    asks = [(model, path) for model in models for path in (invoke, ainvoke)]
+    questions = [f"Why? #{number}#" for number in range(first, first + len(asks))]
+    return [
+        asked(await answer(path, model, question, {}), question)
+        for (model, path), question in zip(asks, questions, strict=True)
+    ]
+
+
 async def soak(server: FaultServer, count: int, at_once: int) -> tuple[Soak, Side]:
     """Draw `count` answers, at most `at_once` together; check each and all of them."""
     side, drawing = Side(server, None), Soak(SEED)
-    server.script(drawing.script)
     sides = [Side(server, make(server), side.local, side.ledger, side.totals) for make in SIDES]
-    timeout_s = TIMEOUT_S if at_once == 1 else 1.0  # the host's threads want the processor too
+    timeout_s = TIMEOUT_S if at_once == 1 else 2.0  # the host's threads want the processor too
     models = [[one.model(max_retries=n, timeout=timeout_s) for one in sides] for n in (0, 1)]
     gate = asyncio.Semaphore(at_once)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(at_once))
@@ -554,7 +566,10 @@ async def soak(server: FaultServer, count: int, at_once: int) -> tuple[Soak, Sid
         async with gate:
             return await drawing.one(number, models, side)
 
-    messages = await asyncio.gather(*(gated(number) for number in range(count)))
+    server.script("blue light.")
+    messages = await warmed([model for some in models for model in some], count)
+    server.script(drawing.script)
+    messages += await asyncio.gather(*(gated(number) for number in range(count)))
     assert await asyncio.to_thread(server.settled, 10.0)
     for message in messages:
         assert SOUND.fullmatch(span_of(message)), message.text
