@@ -236,7 +236,7 @@ def test_a_cut_at_a_stop_string_does_not_read_on(server: FaultServer, colour: st
     assert message.text == "It is blue "
     assert relay_report(message).charges[0].estimated
     assert server.settled()
-    assert server.served[0].hung_up
+    assert server.served[-1].hung_up
 
 
 def test_28_cues_of_a_policy_are_cut_on_this_side(server: FaultServer):
