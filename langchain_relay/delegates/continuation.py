@@ -13,9 +13,9 @@ them). They are shown already, so a span that begins with them loses them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from langchain_relay.delegates.cleaners import Echo, Fence, Openers
+from langchain_relay.delegates.cleaners import Reply, Stage
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -163,7 +163,8 @@ class Seam:
     Literal modes lose nothing but the blanks that were withheld and are shown already. In the
     others an opener ("Sure, here is the continuation:"), a code fence around the reply and a
     repeated end of the draft are removed, and a reply that starts the answer again is recognised:
-    then nothing of it is shown. Any chunking of a span gives the same text.
+    then nothing of it is shown. What may as well be part of the answer stays. Any chunking of a
+    span gives the same text.
 
     Args:
         draft: The text shown so far, trailing blanks included.
@@ -175,23 +176,19 @@ class Seam:
 
     def __init__(self, draft: str, mode: Mode) -> None:
         blanks = _Blanks(draft[len(draft.rstrip()) :])
-        self._echo: Echo | None = None
-        self._cleaners: list[_Cleaner] = []
-        self._stages: list[_Stage] = [blanks]
-        if mode not in LITERAL_MODES and draft.strip():
-            self._echo = Echo(draft)
-            self._cleaners = [Openers(draft), Fence(draft), self._echo]
-            self._stages = [*self._cleaners, blanks]
+        asked = mode not in LITERAL_MODES and bool(draft.strip())
+        self._reply = Reply(draft) if asked else None
+        self._stages: list[Stage] = [self._reply, blanks] if self._reply else [blanks]
 
     @property
     def restart(self) -> bool:
         """Whether the span starts the answer again."""
-        return self._echo is not None and self._echo.restart
+        return self._reply is not None and self._reply.restart
 
     @property
     def trimmed(self) -> str:
         """What was removed of the span so far, withheld blanks aside."""
-        return "".join(cleaner.trimmed for cleaner in self._cleaners)
+        return self._reply.trimmed if self._reply else ""
 
     def push(self, text: str) -> str:
         """Take a piece of the span; returns what is now sure to be shown."""
@@ -239,15 +236,6 @@ class Repeated:
         """The reply has ended; returns what was withheld."""
         held, self._held, self._expected = self._held, "", ""
         return held
-
-
-class _Stage(Protocol):
-    def push(self, text: str) -> str: ...
-    def flush(self) -> str: ...
-
-
-class _Cleaner(_Stage, Protocol):
-    trimmed: str
 
 
 class _Blanks:
