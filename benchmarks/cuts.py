@@ -19,7 +19,7 @@ from langchain_relay.delegates.cleaners import is_cjk
 TEXTS = Path(__file__).parent / "texts"
 KINDS = ("english", "code", "latex", "chinese")
 BETWEEN = "\n====\n"
-LEAST_BEFORE, LEAST_BEHIND = 30, 12
+LEAST_BEFORE, MOST_BEFORE, LEAST_BEHIND = 30, 500, 12
 """Characters of a passage before and behind a cut."""
 
 LONGEST_DOUBLED = 60
@@ -81,14 +81,14 @@ def drawn(kind: str, n: int, boundaries: Sequence[Sequence[int]], seed: int = 5)
     Args:
         kind: One of `KINDS`.
         n: How many; fewer if there are no more.
-        boundaries: For each passage the characters at which it may be cut.
+        boundaries: For each passage, or the first ones, where it may be cut, in characters.
         seed: Of the draw.
     """
     found = [
         Cut(passage, at)
-        for passage, allowed in zip(passages(kind), boundaries, strict=True)
+        for passage, allowed in zip(passages(kind), boundaries, strict=False)
         for at in allowed
-        if LEAST_BEFORE <= at <= len(passage.text) - LEAST_BEHIND
+        if LEAST_BEFORE <= at <= min(MOST_BEFORE, len(passage.text) - LEAST_BEHIND)
     ]
     order = {cut: i for i, cut in enumerate(found)}
     chosen = random.Random(seed).sample(found, min(n, len(found)))

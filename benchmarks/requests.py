@@ -75,7 +75,8 @@ blank; if the text breaks off within a word, begin with the rest of that word.
 EXAMPLES = Request(
     """\
 The answer to the message above is already begun; the part between <{tag}> and </{tag}> is \
-written. {task} Your reply is joined to its last character, so begin with a blank if a new word comes next.
+written. {task} Your reply is joined to its last character, so begin with a blank if a new word \
+comes next.
 Examples:
 <{tag}>The capital of France is</{tag}> -> " Paris, on the Seine."
 <{tag}>It was an inter</{tag}> -> "national treaty."

@@ -99,7 +99,10 @@ _BEHIND = re.compile(
 )
 """Those that speak of the answer itself."""
 
-_MERE_YES = re.compile(rf"{_YES}[,.!:]*\s+(?=\S)", re.IGNORECASE)
+_MERE_YES = re.compile(
+    rf"(?:{_YES}[,.!:]*\s+|好的[\uff0c,。!\uff01]\s*|(?:继续|续写|接续)[\uff1a:]\s*)(?=\S)",
+    re.IGNORECASE,
+)
 
 _CUT_OPENER = re.compile(
     rf"{_YES}[,.!:]+\s*(?:here(?:'s|\u2019s)?|below|i(?:'|\u2019)ll\ continue|let\ me\ continue)\b"
@@ -121,7 +124,7 @@ _GATES = (
     *("sure", "certainly", "of course", "okay", "ok", "absolutely", "alright", "understood"),
     *("got it", "here's", "here\u2019s", "here is", "here are", "below is", "continu", "**continu"),
     *("i'll continue", "i\u2019ll continue", "i will continue", "let me continue"),
-    *("(cont", "[cont", "好的", "以下是"),
+    *("(cont", "[cont", "好的", "以下是", "继续", "续写", "接续"),
 )
 """How every opener begins: a span that begins otherwise is passed on at once."""
 
@@ -330,7 +333,7 @@ class Fence:
     def _is_open(self, info: str | None) -> bool:
         """Whether the draft ends in code that such a fence opened."""
         opened = self._open_code
-        if not info or opened is None or opened in _MARKDOWN:
+        if not info or not opened or opened in _MARKDOWN:
             return False
         return opened.startswith(info) or info.startswith(opened)
 
