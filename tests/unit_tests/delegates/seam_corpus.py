@@ -160,15 +160,13 @@ ANSWERS = [
     Answer("    total = f(x)\n    total = f(x)\n", "    total = f(x)\n    return total"),
     Answer("No. No. No. No. No. No. No. ", "No. No. No. No. Yes, it is."),
     Answer("la la la la la la la la", " la la la la la!"),
-    Answer("0 & 0 & 0 & 0 & 0 & 0 & 0 \\\\ 0 & 0", " & 0 & 0 & 0 & 0 & 0 \\\\ 0 & 0"),
+    Answer("0 & 0 & 0 & 0 & 0 & 0 & 0", " & 0 & 0 & 0 & 0 \\\\ 1"),
     Answer("- very nice\n- very nice\n", "- very nice\n- bad"),
     Answer("O let it rise on me,\nO let it rise on you,\n", "O let it rise on all of us."),
     Answer("| a | b | c |\n|---|---|---|\n| 1 | 0 | 0 |\n| 1 | 0 | 0 |\n", "| 1 | 0 | 0 |\n"),
     Answer("INSERT INTO t VALUES (1, 'a');\n", "INSERT INTO t VALUES (2, 'b');\n"),
     Answer("- [ ] Check the value of x\n", "- [ ] Check the value of y\n"),
-    Answer(
-        "self.assertEqual(f(1), 1)\nself.assertEqual(f(2), 4)\n", "self.assertEqual(f(3), 9)\n"
-    ),
+    Answer("self.assertEqual(f(1), 1)\nself.assertEqual(f(2), 4)\n", "self.assertEqual(f(3), 9)\n"),
     Answer(
         "I have a dream that one day it rains.\nIt will.\n\n",
         "I have a dream that one day it snows.",
@@ -198,4 +196,4 @@ SAID_ONCE = [
     Trimmed("Merrily, merrily,", " merrily, merrily, life is a dream.", " life is a dream."),
     Trimmed("    print()\n    foo(bar, baz)\n", "    foo(bar, baz)\n    done()", "    done()"),
 ]
-"""The price: what stands once in the draft counts as repeated, though an answer may say it twice."""
+"""The price: what stands once in the draft counts as repeated, though answers may say it twice."""

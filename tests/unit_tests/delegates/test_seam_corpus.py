@@ -50,7 +50,8 @@ def test_a_restart_is_declined(draft: str, reply: str, mode: Mode):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("draft", "reply"), [*((c[0], c[1]) for c in (*TRIMMED, *SAID_ONCE, *ANSWERS, *LEFT)), *RESTARTS]
+    ("draft", "reply"),
+    [*((c[0], c[1]) for c in (*TRIMMED, *SAID_ONCE, *ANSWERS, *LEFT)), *RESTARTS],
 )
 def test_any_chunking_of_these_gives_the_same(draft: str, reply: str, seed: int):
     random = Random(seed)
