@@ -145,14 +145,20 @@ def _first_word(text: str) -> str:
 def doubled(cut: Cut, shown: str) -> bool:
     """Whether the span begins with what the draft ends in; a whole word counts as a whole only."""
     tail = cut.draft.rstrip()[-LONGEST_DOUBLED:]
-    end = (
-        "" if cut.place in {"in a word", "no blanks"} or not tail[-1:].isalnum() else r"(?![^\W_])"
-    )
-    return any(
-        re.match(_tolerant(tail[at:]) + end, shown, re.IGNORECASE)
-        for at in range(len(tail))
-        if _begins(tail, at) and _is_enough(tail[at:])
-    )
+    begun = _folded(shown)
+    for at in range(len(tail)):
+        same = begun.startswith(_folded(tail[at:]))
+        if same and _begins(tail, at) and _is_enough(tail[at:]):
+            return _repeats(cut, tail[at:], shown)
+    return False
+
+
+def _repeats(cut: Cut, tail: str, shown: str) -> bool:
+    """Whether the repetition ends where a word of the span does."""
+    whole = tail[-1:].isalnum() and cut.place not in {"in a word", "no blanks"}
+    end = r"(?![^\W_])" if whole else ""
+    pattern = r"\s*" + r"\s*".join(map(re.escape, "".join(tail.split())))
+    return re.match(pattern + end, shown, re.IGNORECASE) is not None
 
 
 def _begins(text: str, at: int) -> bool:
@@ -161,9 +167,8 @@ def _begins(text: str, at: int) -> bool:
     return not inside or is_cjk(text[at])
 
 
-def _tolerant(text: str) -> str:
-    """A pattern of `text` that does not count blanks."""
-    return r"\s*" + r"\s*".join(map(re.escape, "".join(text.split())))
+def _folded(text: str) -> str:
+    return "".join(text.lower().split())
 
 
 def _is_enough(text: str) -> bool:
