@@ -61,13 +61,19 @@ This is the beginning of your answer. {task}""",
     "Go on exactly where it stops, for about {max_tokens} tokens, without repeating any of it.",
 )
 
-OPEN_END = Request(
-    """\
+_OPEN_END = """\
 Below, behind <{tag}>, is the beginning of the answer to the message above; it breaks off. {task} \
 Do not repeat any of it and do not introduce your text. If a new word comes next, begin with a \
 blank; if the text breaks off within a word, begin with the rest of that word.
 
-<{tag}>{draft}""",
+<{tag}>{draft}"""
+
+OPEN_END = Request(
+    _OPEN_END, "Write what comes directly after its last character, and nothing else."
+)
+
+OPEN_END_AND_LENGTH = Request(
+    _OPEN_END,
     "Write what comes directly after its last character, about {max_tokens} tokens, and nothing "
     "else.",
 )
@@ -105,6 +111,7 @@ REQUESTS = {
     "rules before the draft": RULES_BEFORE,
     "short": SHORT,
     "open end": OPEN_END,
+    "open end, with the length": OPEN_END_AND_LENGTH,
     "examples": EXAMPLES,
     "last words copied": COPIED,
 }

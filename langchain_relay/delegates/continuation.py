@@ -1,8 +1,8 @@
 """How a draft is shown to a hosted model so that it is continued, and how the seam is mended.
 
 Nothing here sends anything, or knows a provider. Modes, best first: `prefill` and `flag` (a
-trailing assistant message), `completion` (raw text), `instruct` (the draft between markers and the
-request to write only what follows), `handoff` (the same, to the end of the answer). The first
+trailing assistant message), `completion` (raw text), `instruct` (the request to write only what
+follows, and the draft behind it), `handoff` (the same, to the end of the answer). The first
 three are literal: the model sees an open text and goes on. The other two are asked for it, so
 their seams are cleaned of what chat models add or repeat.
 
@@ -33,23 +33,17 @@ PromptBuilder = Callable[[Sequence["BaseMessage"], str], str]
 # --- what is sent -------------------------------------------------------------------------------
 
 _REQUEST = """\
-The answer to the message above is already begun. What is written so far stands between \
-<{tag}> and </{tag}>:
+Below, behind <{tag}>, is the beginning of the answer to the message above; it breaks off. {task} \
+Do not repeat any of it and do not introduce your text. If a new word comes next, begin with a \
+blank; if the text breaks off within a word, begin with the rest of that word.
 
-<{tag}>{draft}</{tag}>
-
-{task} Your reply is glued to the last character of the draft, so:
-- Do not repeat any of the draft, do not start the answer again, do not introduce your text.
-- Keep its language, tone and format.
-- If a new word comes next and the draft does not end in a blank, begin with a blank. If the draft \
-ends in the middle of a word, begin with the rest of that word.
-- No quotation marks, tags or code fence around your text."""
+<{tag}>{draft}"""
+"""Of the requests tried the one with the fewest broken seams (docs/seams.md). The draft is its open
+end: small models go on from there, and what stands before it is the same from call to call, so that
+provider caches find it. For that reason the length, which the API limits, is not asked for."""
 
 _TASKS = {
-    "instruct": (
-        "Write only the text that comes directly after it, about {max_tokens} tokens. Someone "
-        "else goes on from where you stop; you may stop in the middle of a sentence."
-    ),
+    "instruct": "Write what comes directly after its last character, and nothing else.",
     "handoff": (
         "Finish the answer: write everything that is still missing, in at most about {max_tokens} "
         "tokens."
@@ -69,7 +63,7 @@ def continue_messages(
         messages: The user's conversation.
         draft: The answer so far.
         mode: Any but `completion`, which has no messages: see `completion_prompt`.
-        max_tokens: The length that is asked for in words; the limit itself is the API's.
+        max_tokens: The length that a handoff is asked for in words; the limit is the API's.
 
     Raises:
         ValueError: `mode` is `completion`.
