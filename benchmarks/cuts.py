@@ -25,6 +25,7 @@ LEAST_BEFORE, MOST_BEFORE, LEAST_BEHIND = 30, 500, 12
 LONGEST_DOUBLED = 60
 LEAST_DOUBLED = 3
 LEAST_DOUBLED_CJK = 2
+LEAST_ANEW = 6
 Z = 1.96
 """For intervals of 95 %."""
 
@@ -112,15 +113,18 @@ _FIRST_WORD = re.compile(r"[^\W_]*")
 
 
 def defect(cut: Cut, shown: str) -> str | None:
-    """What is wrong where `shown` joins the draft: `doubled`, `glued`, `split` or nothing.
+    """What is wrong where `shown` joins the draft: `doubled`, `glued`, `split`, `anew` or nothing.
 
     `doubled`: the end of the draft, from the beginning of a word on and of at least 3 characters
     (2 of CJK), begins the span again; case and blanks do not count. `glued`: a whole word runs
     into the span, and together they are no word of the texts. `split`: a half word is not gone on
-    with, and is no word itself. In text without blanks a blank is `split`.
+    with, and is no word itself. In text without blanks a blank is `split`. `anew`: the span begins
+    as the passage does, or a sentence of prose where the passage is within one.
     """
     if doubled(cut, shown):
         return "doubled"
+    if _begins_anew(cut, shown):
+        return "anew"
     if cut.place == "no blanks":
         both = is_cjk(cut.draft[-1:]) and is_cjk(shown.lstrip()[:1])
         return "split" if both and shown[:1] == " " else None
@@ -135,6 +139,16 @@ def defect(cut: Cut, shown: str) -> str | None:
         true = word + _first_word(cut.rest)
         return None if whole == true or whole in known else "glued" if right else "split"
     return "glued" if right and word + right not in known and not word.isdigit() else None
+
+
+def _begins_anew(cut: Cut, shown: str) -> bool:
+    begun, rest = shown.lstrip(), cut.rest.lstrip()
+    start = _folded(cut.passage.text)[:LEAST_ANEW]
+    if _folded(begun).startswith(start) and not _folded(rest).startswith(start):
+        return True
+    prose = cut.passage.kind in {"english", "latex"}
+    ended = cut.draft.rstrip()[-1:] in {".", "?", "!", ":", "]", "}"}
+    return prose and not ended and begun[:1].isupper() and not rest[:1].isupper()
 
 
 def _first_word(text: str) -> str:

@@ -70,7 +70,10 @@ class Tally:
         places = sorted({place for place, _ in self.places})
         return {
             "cuts": self.found.total(),
-            **{name: self.found[name] for name in (CLEAN, "doubled", "glued", "split", DECLINED)},
+            **{
+                name: self.found[name]
+                for name in (CLEAN, "doubled", "glued", "split", "anew", DECLINED)
+            },
             "clean_share_of_shown": _share(self.found[CLEAN], shown),
             "interval_95": [round(end, 4) for end in interval(self.found[CLEAN], shown)],
             "by_place": {
@@ -168,7 +171,7 @@ def _row(mode: str, name: str, tally: Tally) -> Row:
     note = f"{tally.found[CLEAN]} of {tally.found.total()}, {tally.found[DECLINED]} without text"
     return Row(
         "seams",
-        f"{mode}, {name}: seams without a doubled, glued or split word",
+        f"{mode}, {name}: seams without a doubled, glued or split word, nor begun anew",
         "%",
         values=() if share is None else (100 * share,),
         note=f"{note}; 95 %: {100 * low:.1f} to {100 * high:.1f}",

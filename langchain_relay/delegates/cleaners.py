@@ -1,8 +1,8 @@
 """What chat models add to a continuation they were asked for, and how it is taken out.
 
-`Reply` puts three stages together, each fed a span piece by piece: a repeated draft, an opener, a
-code fence. Each looks at one character at a time, so any chunking of a span gives the same text,
-and passes text on as soon as it is sure.
+`Reply` puts four stages together, each fed a span piece by piece: the marker that the draft was
+shown behind, a repeated draft, an opener, a code fence. Each looks at one character at a time, so
+any chunking of a span gives the same text, and passes text on as soon as it is sure.
 
 Losing a word of an answer is worse than showing an opener. So where a draft stops decides what
 may be one: within a sentence no answer goes on with "Here is the continuation:"; behind one it may
@@ -51,6 +51,65 @@ def _open_code(draft: str) -> str | None:
         elif match[1].startswith(mark) and not match[2]:
             mark = ""
     return info if mark else None
+
+
+# --- markers ------------------------------------------------------------------------------------
+
+
+def marker(draft: str) -> str:
+    """A tag that the draft does not contain: nothing in a draft may look like its marker."""
+    tag, number = "draft", 1
+    while f"{tag}>" in draft:
+        number += 1
+        tag = f"draft-{number}"
+    return tag
+
+
+class Markers:
+    """Removes the marker that a draft was shown behind, where a reply repeats or closes it.
+
+    Attributes:
+        trimmed: What was removed.
+        opened: The reply begins with the marker, so it may begin with the draft.
+    """
+
+    def __init__(self, draft: str) -> None:
+        self.trimmed = ""
+        self.opened = False
+        tag = marker(draft.rstrip())
+        self._opening, self._closing = f"<{tag}>", f"</{tag}>"
+        self._held = ""
+        self._first = True
+
+    def push(self, text: str) -> str:
+        """Take a piece; returns what no longer can be a marker."""
+        return "".join(map(self._step, text))
+
+    def flush(self) -> str:
+        """The span has ended; returns the rest."""
+        text, self._held = self._held, ""
+        return text
+
+    def _step(self, char: str) -> str:
+        self._held += char
+        body = self._held.lstrip()
+        if self._first and self._opening.startswith(body):
+            if body == self._opening:
+                self.opened = True
+                self._first = False
+                self._drop()
+            return ""
+        self._first = False
+        at = self._held.rfind("<")
+        if at < 0 or not self._closing.startswith(self._held[at:]):
+            return self.flush()
+        shown, self._held = self._held[:at], self._held[at:]
+        if self._held == self._closing:
+            self._drop()
+        return shown
+
+    def _drop(self) -> None:
+        self.trimmed += self.flush()
 
 
 # --- openers ------------------------------------------------------------------------------------
@@ -392,6 +451,7 @@ class Echo:
     def __init__(self, draft: str) -> None:
         self.trimmed = ""
         self.restart = False
+        self.expected = False  # little is enough behind a marker
         self._text = draft
         self._draft = _folded(draft)
         first = max(0, len(self._draft) - _LONGEST_OVERLAP_CHARS)
@@ -434,7 +494,8 @@ class Echo:
 
     def _counts(self, end: int) -> int:
         """`end`, if the held text up to there is long enough to be a repetition; else 0."""
-        return end if _is_long(self._held[:end], *_OVERLAP) else 0
+        least = _EXPECTED if self.expected else _OVERLAP
+        return end if _is_long(self._held[:end], *least) else 0
 
     def _settled(self) -> str:
         self._open = False
@@ -455,9 +516,9 @@ class Echo:
 
     def _restarts(self, text: str) -> bool:
         """Whether a reply that begins with `text`, as the draft does, starts the answer again."""
-        if not _is_long(text, *_RESTART):
+        if not _is_long(text, *(_EXPECTED if self.expected else _RESTART)):
             return False
-        if not (_is_in_lines(self._text) or self._recurs(text)):
+        if self.expected or not (_is_in_lines(self._text) or self._recurs(text)):
             return True
         # Lines of code, lists and poems begin alike, and so does what was said twice.
         return len(_folded(text)) > len(_folded(_first_part(self._text)))
@@ -486,6 +547,7 @@ def _folded(text: str) -> list[str]:
 
 
 _OVERLAP = (_MIN_OVERLAP_CHARS, _MIN_OVERLAP_WORDS, _MIN_OVERLAP_CJK_CHARS)
+_EXPECTED = (4, 1, 2)
 _RESTART = (_MIN_RESTART_CHARS, _MIN_RESTART_WORDS, _MIN_RESTART_CJK_CHARS)
 
 
@@ -532,6 +594,7 @@ class Reply:
 
     def __init__(self, draft: str) -> None:
         self._draft = draft
+        self._markers = Markers(draft)
         self._echo = Echo(draft)
         self._openers = Openers(draft)
         self._fence = Fence(draft)
@@ -548,7 +611,9 @@ class Reply:
         """What was removed so far."""
         second = self._second.trimmed if self._second else ""
         doubtful = self._openers.doubtful if self._fence.trimmed or second else ""
-        return self._echo.trimmed + self._openers.trimmed + doubtful + self._fence.trimmed + second
+        stages = self._markers, self._echo, self._openers, self._fence
+        first, echo, openers, fence = (stage.trimmed for stage in stages)
+        return first + echo + openers + doubtful + fence + second
 
     def push(self, text: str) -> str:
         """Take a piece; returns what is sure to stay."""
@@ -559,6 +624,8 @@ class Reply:
         return self._through("", final=True)
 
     def _through(self, text: str, *, final: bool) -> str:
+        text = _passed(self._markers, text, final=final)
+        self._echo.expected = self._markers.opened
         text = _passed(self._echo, text, final=final)
         if self._echo.trimmed:
             return text  # who has repeated the draft goes on with it

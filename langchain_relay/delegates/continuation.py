@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.delegates.cleaners import Reply, Stage
+from langchain_relay.delegates.cleaners import Reply, Stage, marker
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -78,16 +78,7 @@ def continue_messages(
     if mode not in _TASKS:
         return [*messages, AIMessage(shown)]
     task = _TASKS[mode].format(max_tokens=max_tokens)
-    return _with_request(messages, _REQUEST.format(tag=_tag(shown), draft=shown, task=task))
-
-
-def _tag(draft: str) -> str:
-    """A marker that the draft does not contain: nothing in a draft may close it."""
-    tag, number = "draft", 1
-    while f"{tag}>" in draft:
-        number += 1
-        tag = f"draft-{number}"
-    return tag
+    return _with_request(messages, _REQUEST.format(tag=marker(shown), draft=shown, task=task))
 
 
 def _with_request(messages: Sequence[BaseMessage], request: str) -> list[BaseMessage]:

@@ -62,6 +62,11 @@ TRIMMED = [
     Trimmed(BEHIND, "Of course.\nblue because of Rayleigh scattering. The sun.", "The sun."),
     Trimmed(INSIDE, "Sure.\n```\nscattering.\n```", " scattering."),
     Trimmed(ZH, "继续：是蓝色的，是因为空气分子使阳光散射。", "使阳光散射。"),
+    # the marker of the request
+    Trimmed(INSIDE, "<draft> scattering.</draft>", " scattering."),
+    Trimmed(INSIDE, " scattering.</draft>", " scattering."),
+    Trimmed(INSIDE, "<draft>of Rayleigh scattering.", " scattering."),
+    Trimmed("See <draft> and", "<draft-2> so on.</draft-2>", " so on."),
     # fences
     Trimmed(INSIDE, "```\nscattering.\n```", " scattering."),
     Trimmed(INSIDE, "```markdown\n scattering.\n```\n", " scattering.\n"),
@@ -88,6 +93,7 @@ RESTARTS = [
     (BEHIND, "Sure! Here is the continuation:\n\nThe sky is blue because the air"),
     (BEHIND, "Of course.\nThe sky is blue because the air scatters"),
     (INSIDE, "The sky is blue because sunlight is scattered"),
+    (INSIDE, "<draft>The sky is"),
     ("There are two rivers here:\n- the Rhine\n- ", "There are two rivers here:\n- the Elbe"),
     ("There are two rivers here:\n1. Rhine\n2. Elbe\n", "There are two rivers here:\n1. Weser"),
 ]
@@ -131,6 +137,10 @@ ANSWERS = [
     Answer("Chapter IV", " (cont.): the storm"),
     Answer("The state is", " continuing: it never stops."),
     Answer("They make", " sure here is where it ends."),
+    # markers that are not ours
+    Answer("See <draft> and", " <draft>, too.</draft>"),
+    Answer(INSIDE, " <draf and </draft"),
+    Answer("if a", " < b <dr and c </ d"),
     # ellipses
     Answer("He paused... and", "... then he left."),
     Answer("The terms are 1, 2, ", "... and so on."),
