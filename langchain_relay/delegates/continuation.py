@@ -38,9 +38,9 @@ Do not repeat any of it and do not introduce your text. If a new word comes next
 blank; if the text breaks off within a word, begin with the rest of that word.
 
 <{tag}>{draft}"""
-"""Of the requests tried, the one with the largest share of clean seams (docs/seams.md). The draft is
-its open end, and what stands before it is the same from call to call, so that provider caches find
-it. For that reason the length, which the API limits, is not asked for."""
+"""Of the requests tried, the one with the largest share of clean seams (docs/seams.md). The draft
+is its open end, and what stands before it is the same from call to call, so that provider caches
+find it. For that reason the length, which the API limits, is not asked for."""
 
 _TASKS = {
     "instruct": "Write what comes directly after its last character, and nothing else.",
