@@ -39,6 +39,7 @@ TOPICS = {
     "turns": "what a second turn evaluates and reports as cache reads",
     "overhead": "microseconds per token without a model",
     "footprint": "import time, memory, time to the first token",
+    "seams": "words doubled, glued or split where a model that is asked to continues a draft",
     "gpu": "the decode comparison with n_gpu_layers=-1, where there is a GPU",
 }
 PACKAGES = (

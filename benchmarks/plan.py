@@ -25,6 +25,7 @@ class Plan:
         waits_s: How long a hosted model lets wait.
         first_turn_tokens: Size of the conversation before its second turn, roughly.
         overhead_tokens: Tokens of one turn of the overhead measurement.
+        cuts: Places at which real texts are cut, of four kinds of text together.
     """
 
     model: str = "smollm2-135m"
@@ -41,6 +42,7 @@ class Plan:
     waits_s: tuple[float, ...] = (0.1, 0.3)
     first_turn_tokens: int = 1500
     overhead_tokens: int = 2000
+    cuts: int = 500
 
 
 QUICK: dict[str, Any] = {
@@ -56,5 +58,6 @@ QUICK: dict[str, Any] = {
     "waits_s": (0.3,),
     "first_turn_tokens": 300,
     "overhead_tokens": 200,
+    "cuts": 8,
 }
 """What `--quick` changes: seconds per topic, numbers that mean nothing."""

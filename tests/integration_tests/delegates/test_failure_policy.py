@@ -426,7 +426,7 @@ def test_the_second_model_finishes_a_span_whose_first_was_cut(
     assert (finished.model, finished.cost_nanousd) == ("b", 30 * 1000 + 2 * 2000)
     limits = ("max_completion_tokens", "max_tokens")
     assert [asked[name] for name in limits if name in asked] == [6]
-    assert "<draft>It is blue and</draft>" in str(asked["messages"])
+    assert "<draft>It is blue and" in str(asked["messages"])
     events = [event["type"] for event in got.response_metadata["relay"]["events"]]
     assert events == ["relay.call.started", "relay.call.finished"]
 

@@ -108,8 +108,7 @@ def test_an_instructed_draft_stands_in_the_last_user_message(
     system, user = openai_server.bodies[0]["messages"]
     assert system == {"role": "system", "content": "Be brief."}
     assert user["content"].startswith("Why is the sky blue?\n\n")
-    assert "<draft>It is because of</draft>" in user["content"]
-    assert "about 8 tokens" in user["content"]
+    assert user["content"].endswith("<draft>It is because of")
 
 
 @both_colours
