@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,11 @@ from langchain_relay.errors import UsageMistake
 __all__ = ["ChatModelDelegate"]
 
 _OPENAI = "BaseChatOpenAI"
+
+OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
+"""Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
+
+_OPENAI_MODELS = re.compile(r"(openai/)?(gpt-[3-9]|chatgpt|o[1-9])", re.IGNORECASE)
 
 _LIMIT_FIELDS = (
     *("max_tokens", "max_output_tokens", "max_completion_tokens"),
@@ -108,8 +114,7 @@ class ChatModelDelegate(Probing):
         self._worst = worst_attempts or _worst_attempts(model, self._families)
         self._chat = _with_least_reasoning(_without_retries(model, self._families), self._families)
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
-        if mode is None:
-            self._take_verdict()
+        self._take_verdict(mode)
 
     @property
     def model(self) -> str:
@@ -205,10 +210,12 @@ class ChatModelDelegate(Probing):
             kwargs["max_tokens"] = attempt.max_tokens
             if attempt.timeout_s is not None:
                 kwargs["timeout"] = attempt.timeout_s
+            if not _openai_itself(_address(chat), attempt.model or _model_name(chat)):
+                chat = _editing(chat, _rename_limit)
             if not self._flags(attempt):
                 return chat, kwargs
             if self._flag != "continue_final_message":
-                return _flagging(chat, self._flag), kwargs
+                return _editing(chat, functools.partial(_mark_last, self._flag)), kwargs
             kwargs["extra_body"] = {**(_field(chat, "extra_body") or {}), **CONTINUE_FLAGS}
             return chat, kwargs
         for name in _LIMIT_FIELDS:
@@ -299,24 +306,44 @@ def _spelling(rule: HostRule | None, known: frozenset[str]) -> Spelling:
     return default if rule is None else rule.flag or default
 
 
-def _flagging(chat: BaseChatModel, key: str) -> BaseChatModel:
-    """The model with clients that mark the last message; it drops keys it does not know."""
+def _openai_itself(address: str, model: str) -> bool:
+    """Whether OpenAI's own models answer, at its address or behind somebody's gateway.
+
+    They want `max_completion_tokens`, which `ChatOpenAI` sends to everybody. Servers of other
+    makers know `max_tokens`: `llama_cpp.server` 0.3.36 takes no notice of the newer name, and
+    writes until its context is full.
+    """
+    host = address.partition("/")[0].rpartition("@")[2].partition(":")[0]
+    return f".{host}".endswith(OPENAI_HOSTS) or bool(_OPENAI_MODELS.match(model))
+
+
+def _rename_limit(payload: dict[str, Any]) -> None:
+    if "max_completion_tokens" in payload:
+        payload["max_tokens"] = payload.pop("max_completion_tokens")
+
+
+def _mark_last(key: str, payload: dict[str, Any]) -> None:
+    *before, last = payload["messages"]
+    payload["messages"] = [*before, {**last, key: True}]
+
+
+def _editing(chat: BaseChatModel, edit: Callable[[dict[str, Any]], None]) -> BaseChatModel:
+    """The model with clients that edit the request: it drops keys it does not know."""
     clients = {name: _field(chat, name) for name in ("client", "async_client")}
     return chat.model_copy(
-        update={name: _Flagging(client, key) for name, client in clients.items() if client}
+        update={name: _Editing(client, edit) for name, client in clients.items() if client}
     )
 
 
-class _Flagging:
-    """`chat.completions` of an openai client, either flavour, with a key on the last message."""
+class _Editing:
+    """`chat.completions` of an openai client, either flavour; each request is edited before."""
 
-    def __init__(self, client: Any, key: str) -> None:
+    def __init__(self, client: Any, edit: Callable[[dict[str, Any]], None]) -> None:
         self._client = client
-        self._key = key
+        self._edit = edit
 
     def create(self, **payload: Any) -> Any:
-        *before, last = payload["messages"]
-        payload["messages"] = [*before, {**last, self._key: True}]
+        self._edit(payload)
         return self._client.create(**payload)
 
     def __getattr__(self, name: str) -> Any:

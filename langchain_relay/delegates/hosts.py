@@ -192,8 +192,9 @@ HOSTS: tuple[HostRule, ...] = (
 """The table.
 
 Servers that anybody runs anywhere have no address of their own: give `mode="flag"` for vLLM and
-SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226),
-`mode="prefill"` for llama.cpp's llama-server (its README), or probe. Read 2026-11-21.
+SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226) and
+for llama.cpp's llama-server, or probe. Read 2026-11-21. llama-server was tried (build 11434): in
+`prefill` mode it continues, too, but its reply repeats the draft, which only a probe finds out.
 """
 
 

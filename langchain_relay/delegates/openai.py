@@ -14,6 +14,7 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
 from langchain_relay.delegates.chat_model import (
     CONTINUE_FLAGS,
+    OPENAI_HOSTS,
     messages_bound,
     without_credentials,
 )
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIDelegate"]
 
 Api = Literal["chat", "completions"]
-
-_OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
-"""Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
 
 
 class OpenAIDelegate(Probing):
@@ -109,8 +107,8 @@ class OpenAIDelegate(Probing):
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
         settings = dict(least.settings) if least else {}
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
-        if mode is None and self._api == "chat":
-            self._take_verdict()
+        if self._api == "chat":
+            self._take_verdict(mode)
 
     @property
     def model(self) -> str:
@@ -283,7 +281,7 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
 def _limit_name(base_url: str, api: str) -> str:
     host = f".{urlsplit(base_url).hostname}"
     return (
-        "max_completion_tokens" if api == "chat" and host.endswith(_OPENAI_HOSTS) else "max_tokens"
+        "max_completion_tokens" if api == "chat" and host.endswith(OPENAI_HOSTS) else "max_tokens"
     )
 
 
