@@ -30,7 +30,7 @@ from langchain_relay.errors import DelegateError
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Attempt, Delegate, Mode
 
-__all__ = ["Probed", "Probing", "Verdict", "classified", "remembered"]
+__all__ = ["Probed", "Probing", "Verdict", "classified", "kept", "remembered"]
 
 Verdict = Literal["literal", "echo", "restart", "reject"]
 """What a host does with a begun answer."""
@@ -170,10 +170,20 @@ def _refused(error: DelegateError) -> Verdict:
 # --- kept on disk -------------------------------------------------------------------------------
 
 
+def kept() -> list[Probed]:
+    """All verdicts on disk, the newest first."""
+    found = [_read(path) for path in sorted(_folder().glob("*.json"))]
+    return sorted(filter(None, found), key=lambda probed: probed.day, reverse=True)
+
+
 def remembered(fingerprint: Mapping[str, Any]) -> Probed | None:
     """The verdict on a delegate with this fingerprint; `None`: it was not probed."""
+    return _read(_file(fingerprint))
+
+
+def _read(path: Path) -> Probed | None:
     try:
-        facts = json.loads(_file(fingerprint).read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
         probed = Probed(**facts)
         date.fromisoformat(probed.day)
     except (OSError, ValueError, TypeError):
