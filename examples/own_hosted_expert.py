@@ -23,6 +23,8 @@ from langchain_relay.local.models import resolve
 
 os.environ.setdefault("LANGCHAIN_RELAY_CACHE", tempfile.mkdtemp())  # verdicts of this run only
 TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named "
+    "SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
 )
