@@ -51,7 +51,8 @@ os.environ["LANGCHAIN_RELAY_CACHE"] = tempfile.mkdtemp()  # verdicts of this not
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
 options = {"model": resolve("smollm2-135m"), "port": port, "n_ctx": 1024, "n_threads": 1}
-options |= {"n_threads_batch": 1, "interrupt_requests": False}
+options |= {"n_threads_batch": 1, "interrupt_requests": False, "flash_attn": True}
+options |= {"type_k": 30}  # keys in bf16, as in process: in another type near ties may tip
 flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
 quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 server = subprocess.Popen([sys.executable, "-m", "llama_cpp.server", *flags], **quiet)
@@ -92,7 +93,7 @@ TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named "
     "SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n"
+    "{{ '<|im_start|>assistant\n' }}"  # Jinja drops a line break at a template's end
 )
 raw = OpenAIDelegate(
     client, model="own", api="completions", prompt=TEMPLATE, extra_body=greedy, name="own, raw"

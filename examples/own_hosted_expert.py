@@ -26,12 +26,12 @@ TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named "
     "SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n"
+    "{{ '<|im_start|>assistant\n' }}"  # Jinja drops a line break at a template's end
 )
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
 options = {"model": resolve("smollm2-135m"), "port": port, "n_ctx": 1024, "n_threads": 1}
-options |= {"n_threads_batch": 1, "interrupt_requests": False}
+options |= {"n_threads_batch": 1, "interrupt_requests": False, "flash_attn": True, "type_k": 30}
 flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
 quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 server = subprocess.Popen([sys.executable, "-m", "llama_cpp.server", *flags], **quiet)
