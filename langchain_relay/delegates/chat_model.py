@@ -120,8 +120,7 @@ class ChatModelDelegate(Probing):
         self._worst = worst_attempts or _worst_attempts(model, self._family)
         self._chat = _with_least_reasoning(copied_without_retries(model))
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
-        if mode is None:
-            self._take_verdict()
+        self._take_verdict(mode)
 
     @property
     def model(self) -> str:

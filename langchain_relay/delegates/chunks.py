@@ -160,4 +160,8 @@ class ChunkReader:
         if not metadata:
             return None
         self._usage = add_usage(self._usage, metadata)
-        return usage_from_metadata(self._usage) if self._usage["input_tokens"] else None
+        if not self._usage["input_tokens"]:
+            # No request has no input: langchain-anthropic 1.7.10 reads the input side off the end
+            # of a stream, where Anthropic's own API has it and other servers' need not.
+            return None
+        return usage_from_metadata(self._usage)

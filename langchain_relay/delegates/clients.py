@@ -11,13 +11,14 @@ with langchain-openai 1.7.3, -anthropic 1.7.7, -deepseek 1.1.1, -google-genai 4.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
 from langchain_relay.delegates.chunks import families
+from langchain_relay.delegates.hosts import is_openais
 from langchain_relay.delegates.litellm import OnlyReported
 from langchain_relay.delegates.loops import with_own_connections
 
@@ -150,12 +151,16 @@ class _OpenAI(_ByKeyword):
             # It does not rename the limit as ChatOpenAI does, and newer models refuse the old one.
             chat = chat.model_copy(update={"max_tokens": None})
             kwargs["max_completion_tokens"] = kwargs.pop("max_tokens")
+        elif not is_openais(self.base_url(chat), attempt.model or str(field(chat, "model_name"))):
+            # ChatOpenAI sends the newer name to everybody. `llama_cpp.server` 0.3.36 takes no
+            # notice of it, and writes until its context is full.
+            chat = _editing(chat, _with_old_limit)
         return chat, kwargs
 
     def flagged(self, chat: BaseChatModel, flag: Spelling) -> tuple[BaseChatModel, dict[str, Any]]:
         if flag == "continue_final_message":
             return chat, {"extra_body": {**(field(chat, "extra_body") or {}), **CONTINUE_FLAGS}}
-        return _with_marking_clients(chat, flag), {}
+        return _editing(chat, functools.partial(_marked, flag)), {}
 
 
 class _Groq(_ByKeyword):
@@ -186,7 +191,7 @@ class _Groq(_ByKeyword):
     def flagged(self, chat: BaseChatModel, flag: Spelling) -> tuple[BaseChatModel, dict[str, Any]]:
         if flag == "continue_final_message":
             return chat, {"extra_body": CONTINUE_FLAGS}
-        return _with_marking_clients(chat, flag), {}
+        return _editing(chat, functools.partial(_marked, flag)), {}
 
 
 class _Anthropic(_ByKeyword):
@@ -280,7 +285,7 @@ class _LiteLLM(_ByKeyword):
     def flagged(self, chat: BaseChatModel, flag: Spelling) -> tuple[BaseChatModel, dict[str, Any]]:
         if flag == "continue_final_message":
             return chat, {"extra_body": CONTINUE_FLAGS}
-        return chat.model_copy(update={"client": _Marking(field(chat, "client"), flag)}), {}
+        return _editing(chat, functools.partial(_marked, flag)), {}
 
 
 _FAMILIES: dict[str, Family] = {
@@ -371,40 +376,52 @@ async def _aclosing(opening: Awaitable[Any]) -> AsyncIterator[Any]:
     return chunks()
 
 
-# --- flags on the last message ------------------------------------------------------------------
+# --- requests that are edited before they leave -------------------------------------------------
+
+Edit = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _with_marking_clients(chat: BaseChatModel, key: str) -> BaseChatModel:
-    """The model with clients that mark the last message; it drops keys it does not know."""
+def _marked(key: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """The request with a key on its last message."""
+    *before, last = payload["messages"]
+    return {**payload, "messages": [*before, {**last, key: True}]}
+
+
+def _with_old_limit(payload: dict[str, Any]) -> dict[str, Any]:
+    """The request with its limit under the name that servers of all makers know."""
+    if "max_completion_tokens" not in payload:
+        return payload
+    rest = {name: value for name, value in payload.items() if name != "max_completion_tokens"}
+    return {**rest, "max_tokens": payload["max_completion_tokens"]}
+
+
+def _editing(chat: BaseChatModel, edit: Edit) -> BaseChatModel:
+    """The model with clients that edit the request: the class drops keys it does not know."""
     clients = {name: field(chat, name) for name in ("client", "async_client")}
     return chat.model_copy(
-        update={name: _Marking(client, key) for name, client in clients.items() if client}
+        update={name: _Editing(client, edit) for name, client in clients.items() if client}
     )
 
 
-class _Marking:
-    """A client whose last message gets a key: `chat.completions` of an SDK, or LiteLLM itself."""
+class _Editing:
+    """A client that edits each request: `chat.completions` of an SDK, or LiteLLM itself."""
 
-    def __init__(self, client: Any, key: str) -> None:
+    def __init__(self, client: Any, edit: Edit) -> None:
         self._client = client
-        self._key = key
+        self._edit = edit
 
     def create(self, **payload: Any) -> Any:
-        return self._client.create(**self._marked(payload))
+        return self._client.create(**self._edit(payload))
 
     def completion(self, **payload: Any) -> Any:
-        return self._client.completion(**self._marked(payload))
+        return self._client.completion(**self._edit(payload))
 
     def acompletion(self, **payload: Any) -> Any:
-        return self._client.acompletion(**self._marked(payload))
+        return self._client.acompletion(**self._edit(payload))
 
     @property
-    def with_raw_response(self) -> _Marking:
-        return _Marking(self._client.with_raw_response, self._key)
-
-    def _marked(self, payload: dict[str, Any]) -> dict[str, Any]:
-        *before, last = payload["messages"]
-        return {**payload, "messages": [*before, {**last, self._key: True}]}
+    def with_raw_response(self) -> _Editing:
+        return _Editing(self._client.with_raw_response, self._edit)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)

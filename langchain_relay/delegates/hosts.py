@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Mode
@@ -211,9 +212,27 @@ HOSTS: tuple[HostRule, ...] = (
 """The table.
 
 Servers that anybody runs anywhere have no address of their own: give `mode="flag"` for vLLM and
-SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226),
-`mode="prefill"` for llama.cpp's llama-server (its README), or probe. Read 2026-11-21.
+SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226) and
+for llama.cpp's llama-server, or probe. Read 2026-11-21. llama-server was tried (build 11434): in
+`prefill` mode it continues, too, but its reply repeats the draft, which only a probe finds out.
 """
+
+
+_OPENAI_HOSTS = (".openai.com", *(f".{end}" for end in AZURE))
+_OPENAI_MODELS = re.compile(r"(openai/)?(gpt-[3-9]|chatgpt|o[1-9])", re.IGNORECASE)
+
+
+def is_openais_host(base_url: str | None) -> bool:
+    """Whether OpenAI or Azure answers there."""
+    return f".{urlsplit(base_url or '').hostname}".endswith(_OPENAI_HOSTS)
+
+
+def is_openais(base_url: str | None, model: str) -> bool:
+    """Whether a model of OpenAI's answers, at its address or behind somebody's gateway.
+
+    These want `max_completion_tokens`; servers of other makers know `max_tokens`.
+    """
+    return is_openais_host(base_url) or bool(_OPENAI_MODELS.match(model))
 
 
 def host_rule(classes: Iterable[str], address: str, model: str) -> HostRule | None:

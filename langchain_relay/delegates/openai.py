@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
@@ -22,7 +21,7 @@ from langchain_relay.delegates.continuation import (
     continue_messages,
 )
 from langchain_relay.delegates.failures import building, translated
-from langchain_relay.delegates.hosts import AZURE, HostRule, Spelling, host_rule
+from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule, is_openais_host
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
@@ -54,9 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIDelegate"]
 
 Api = Literal["chat", "responses", "completions"]
-
-_OPENAI_HOSTS = (".openai.com", *(f".{end}" for end in AZURE))
-"""Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
 
 
 class OpenAIDelegate(Probing):
@@ -138,8 +134,8 @@ class OpenAIDelegate(Probing):
         if self._api == "responses":
             settings = reasoning_settings(settings)
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
-        if mode is None and self._api == "chat":
-            self._take_verdict()
+        if self._api == "chat":
+            self._take_verdict(mode)
 
     @property
     def model(self) -> str:
@@ -339,10 +335,8 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
 def _limit_name(base_url: str, api: str) -> str:
     if api == "responses":
         return "max_output_tokens"
-    host = f".{urlsplit(base_url).hostname}"
-    return (
-        "max_completion_tokens" if api == "chat" and host.endswith(_OPENAI_HOSTS) else "max_tokens"
-    )
+    newer = api == "chat" and is_openais_host(base_url)
+    return "max_completion_tokens" if newer else "max_tokens"
 
 
 # --- clients ------------------------------------------------------------------------------------

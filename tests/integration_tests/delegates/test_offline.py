@@ -190,7 +190,7 @@ def test_doctor_says_why_it_does_not_ask(
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     monkeypatch.setenv("OPENAI_BASE_URL", hosted_url(server))
     console = Console(record=True, width=200)
-    well = doctor.report(doctor._hosted("openai:gpt-5-mini"), console)
+    well = doctor.report(doctor._hosted("openai:gpt-5-mini", None), console)
     said = console.export_text()
     assert not well
     assert VARIABLE in said

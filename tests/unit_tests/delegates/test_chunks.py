@@ -94,6 +94,11 @@ def test_usage_that_comes_in_parts_adds_up_to_the_attempts():
     assert last.usage == Usage(12, 8, cached_input_tokens=5, reasoning_tokens=2)
 
 
+def test_usage_without_an_input_side_is_no_usage():
+    reader = ChunkReader(ChatAnthropic())  # a server of somebody else's
+    assert reader.read(chunk(usage_metadata=counts(0, 7))).usage is None
+
+
 @pytest.mark.parametrize("key", ["cost", "response_cost"])
 def test_a_cost_the_provider_reports_is_kept(key: str):
     assert ChunkReader(object()).read(chunk(response_metadata={key: 1e-05})).cost_usd == "0.00001"
