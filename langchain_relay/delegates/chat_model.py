@@ -19,6 +19,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 
+from langchain_relay.delegates.caching import cache_key, cache_rule, with_breakpoints
 from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.continuation import Repeated, continue_messages
 from langchain_relay.delegates.failures import building, translated
@@ -80,6 +81,10 @@ class ChatModelDelegate(Probing):
         name: What to call the model in events, spans and prices; by default its own name.
         worst_attempts: Requests one attempt may send at most. By default 1 where this package
             knows how to turn retries off, else 1 + the model's `max_retries`, else unknown.
+        prompt_cache: Whether the host's prompt cache is steered, as `delegates/caching.py` says:
+            breakpoints for Claude and GPT-5.6, a cache key for OpenAI. `None`: where the table
+            knows the host, unless you set cache options yourself; `False`: never; `True`: also at
+            an address it does not know.
 
     Raises:
         UsageMistake: `mode` is `completion`, which has no chat messages.
@@ -93,6 +98,7 @@ class ChatModelDelegate(Probing):
         flag: Spelling | None = None,
         name: str | None = None,
         worst_attempts: int | None = None,
+        prompt_cache: bool | None = None,
     ) -> None:
         if mode == "completion":
             raise UsageMistake(
@@ -107,6 +113,11 @@ class ChatModelDelegate(Probing):
         self._echoes = self._mode == "flag" and rule is not None and rule.echoes
         self._worst = worst_attempts or _worst_attempts(model, self._families)
         self._chat = _with_least_reasoning(_without_retries(model, self._families), self._families)
+        self._cache = cache_rule(
+            self._families, _address(model), _model_name(model), wanted=prompt_cache
+        )
+        if _cache_options(model) & {"prompt_cache_options", "prompt_cache_key"}:
+            self._cache = None  # the user steers it
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
         if mode is None:
             self._take_verdict()
@@ -183,7 +194,19 @@ class ChatModelDelegate(Probing):
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
         messages = continue_messages(
-            attempt.messages, attempt.draft, self._mode, attempt.max_tokens
+            attempt.messages,
+            attempt.draft,
+            self._mode,
+            attempt.max_tokens,
+            clipped=attempt.clipped,
+        )
+        messages = with_breakpoints(
+            messages,
+            attempt.messages,
+            attempt.draft,
+            self._cache,
+            again=attempt.again,
+            taken=int("cache_control" in _cache_options(self._chat)),
         )
         if self._flags(attempt) and _OPENAI not in self._families:
             flagged = {**messages[-1].additional_kwargs, self._flag: True}
@@ -203,6 +226,10 @@ class ChatModelDelegate(Probing):
         if _OPENAI in self._families:
             # A keyword wins over the model's own limit, under whatever name the class sends it.
             kwargs["max_tokens"] = attempt.max_tokens
+            if self._cache is not None:
+                kwargs |= self._cache.options
+            if self._cache is not None and self._cache.routed:
+                kwargs["prompt_cache_key"] = cache_key(attempt.messages)
             if attempt.timeout_s is not None:
                 kwargs["timeout"] = attempt.timeout_s
             if not self._flags(attempt):
@@ -272,6 +299,20 @@ def _streams(chat: BaseChatModel, methods: tuple[str, ...]) -> bool:
 
 def _field(chat: object, name: str) -> Any:
     return getattr(chat, name, None)
+
+
+_CACHE_OPTIONS = (
+    "cache_control",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
+
+
+def _cache_options(chat: BaseChatModel) -> set[str]:
+    """The fields by which the user steers the host's cache."""
+    extra = {**(_field(chat, "model_kwargs") or {}), **(_field(chat, "extra_body") or {})}
+    return {name for name in _CACHE_OPTIONS if name in extra or _field(chat, name) is not None}
 
 
 def _model_name(chat: BaseChatModel) -> str:

@@ -242,15 +242,19 @@ class Echo:
     """Removes the end of the draft, or all of it, from the start of a reply; tells a restart.
 
     Letter case and blanks do not count. Every place of the draft at which the reply so far could
-    be read off is a candidate; a candidate that reaches the draft's end is an overlap.
+    be read off is a candidate; a candidate that reaches the draft's end is an overlap. A reply
+    that goes on from the draft's start, or from `start`, where the hosted model saw it begin,
+    without reaching its end, is a restart.
     """
 
-    def __init__(self, draft: str) -> None:
+    def __init__(self, draft: str, start: int = 0) -> None:
         self.trimmed = ""
         self.restart = False
         self._draft = [_fold(char) for char in draft if not char.isspace()]
         first = max(0, len(self._draft) - _LONGEST_OVERLAP_CHARS)
-        self._candidates = [0, *range(max(1, first), len(self._draft))]
+        self._starts = {0, len("".join(draft[:start].split()))}
+        candidates = {*self._starts, *range(first, len(self._draft))}
+        self._candidates = sorted(at for at in candidates if at < len(self._draft))
         self._matched = 0  # characters of the reply, blanks aside
         self._held = ""
         self._overlap = 0  # end of the longest overlap, in the held text
@@ -281,7 +285,7 @@ class Echo:
         at, end = self._matched, len(self._draft)
         alive = [i for i in self._candidates if self._draft[i + at] == char]
         self._matched += 1
-        if alive and alive[0] == 0:
+        if not self._starts.isdisjoint(alive):
             self._from_start = len(self._held)
         if any(i + self._matched == end for i in alive):
             self._overlap = self._counts(len(self._held)) or self._overlap

@@ -23,6 +23,7 @@ from tenacity import RetryCallState, wait_exponential, wait_random
 from langchain_relay.delegates.breaker import BREAKERS, OPENS_AFTER, Breakers, key
 from langchain_relay.delegates.continuation import Seam
 from langchain_relay.delegates.failures import building
+from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.errors import (
     BudgetExceeded,
     CircuitOpen,
@@ -176,6 +177,8 @@ class Terms:
         rate_limiters: Each is waited for before an attempt is sent, under the deadline.
         fallbacks: Who is asked next, one after the other, where the one before is down.
         breakers: Of the hosts; by default the process's.
+        window: Says how much of the draft is sent; shared by the hand-overs.
+        again: A later hand-over of this answer is likely.
         clock: Seconds for deadlines and breakers; never goes back.
         now: Wall-clock seconds, for the ledger.
     """
@@ -194,6 +197,8 @@ class Terms:
     rate_limiters: tuple[BaseRateLimiter, ...] = ()
     fallbacks: tuple[Member, ...] = ()
     breakers: Breakers = BREAKERS
+    window: DraftWindow = field(default_factory=DraftWindow)
+    again: bool = True
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
 
@@ -362,7 +367,8 @@ class _HandOver:
         """Send once. Returns why the span ended, or `None` and the error that may be retried."""
         self.tries += 1
         received = Received()
-        seam = Seam(self.request.draft + self.kept, self.member.delegate.mode)
+        draft = self.request.draft + self.kept
+        seam = Seam(draft, self.member.delegate.mode, self.terms.window.start(draft))
         why: EndWhy | None = None
         error: DelegateError | Abandoned | None = None
         try:
@@ -436,13 +442,17 @@ class _HandOver:
 
     def _sending(self) -> Attempt:
         left_s = self.deadline - self.terms.clock()
+        draft = self.request.draft + self.kept
+        start = self.terms.window.start(draft)
         return Attempt(
             messages=self.terms.messages,
-            draft=self.request.draft + self.kept,
+            draft=draft[start:],
             max_tokens=self.n,
             stop=self.request.stop,
             timeout_s=None if left_s == float("inf") else max(0.001, left_s),
             model=self.member.model,
+            clipped=start > 0,
+            again=self.terms.again,
         )
 
     def _piece(self, text: str) -> SpanPiece | None:
@@ -580,6 +590,7 @@ class _HandOver:
             output_tokens=usage.output_tokens,
             cached_input_tokens=usage.cached_input_tokens,
             reasoning_tokens=usage.reasoning_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
             cost_nanousd=cost,
             overage_nanousd=max(0, (cost or 0) - worst) if worst is not None else 0,
         )

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
+from langchain_relay.delegates.caching import cache_key, cache_rule, marked
 from langchain_relay.delegates.chat_model import (
     CONTINUE_FLAGS,
     messages_bound,
@@ -75,6 +76,7 @@ class OpenAIDelegate(Probing):
         extra_body: Further fields of the request. Reasoning is turned off or to its least where
             `delegates/reasoning.py` knows how, unless these fields say otherwise.
         name: What to call the model in events, spans and prices; by default `model`.
+        prompt_cache: As in `ChatModelDelegate`.
 
     Raises:
         UnknownDelegate: `client` is no client of the `openai` package.
@@ -94,6 +96,7 @@ class OpenAIDelegate(Probing):
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
+        prompt_cache: bool | None = None,
     ) -> None:
         self._clients = _Clients(client, async_client)
         self._model = model
@@ -107,6 +110,11 @@ class OpenAIDelegate(Probing):
         self._prompt = prompt
         least = least_reasoning((), address, model) if self._api == "chat" else None
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
+        self._cache = cache_rule(frozenset(), address, model, wanted=prompt_cache)
+        if self._api == "completions" or {"prompt_cache_key", "prompt_cache_options"} & set(
+            self._extra_body
+        ):
+            self._cache = None  # it has none of that, or the user steers it
         settings = dict(least.settings) if least else {}
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
         if mode is None and self._api == "chat":
@@ -188,7 +196,32 @@ class OpenAIDelegate(Probing):
         return client.completions if self._api == "completions" else client.chat.completions
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
-        return continue_messages(attempt.messages, attempt.draft, self._mode, attempt.max_tokens)
+        return continue_messages(
+            attempt.messages,
+            attempt.draft,
+            self._mode,
+            attempt.max_tokens,
+            clipped=attempt.clipped,
+        )
+
+    def _cached(self, attempt: Attempt, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What steers the host's cache: marks in `messages`, and fields of the request."""
+        if self._cache is None:
+            return {}
+        own = convert_to_openai_messages(list(attempt.messages))
+        contents = marked(
+            [message.get("content") or "" for message in messages],
+            [message.get("content") or "" for message in own],
+            [message["role"] == "assistant" for message in messages],
+            attempt.draft,
+            self._cache,
+            again=attempt.again,
+        )
+        for message, content in zip(messages, contents, strict=True):
+            if content:
+                message["content"] = content
+        key = {"prompt_cache_key": cache_key(attempt.messages)} if self._cache.routed else {}
+        return {**self._cache.options, **key}
 
     def _raw_prompt(self, attempt: Attempt) -> str:
         return completion_prompt(attempt.messages, attempt.draft, self._prompt)
@@ -206,6 +239,7 @@ class OpenAIDelegate(Probing):
             request["prompt"] = self._raw_prompt(attempt)
         else:
             request["messages"] = convert_to_openai_messages(self._messages(attempt))
+            request |= self._cached(attempt, request["messages"])
         flagged = self._mode == "flag" and bool(attempt.draft.strip())
         if flagged and self._flag != "continue_final_message":
             request["messages"][-1][self._flag] = True
@@ -258,10 +292,19 @@ def _usage(usage: Any) -> Usage:
     return Usage(
         input_tokens=usage.prompt_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
-        cached_input_tokens=getattr(read, "cached_tokens", None),
+        cached_input_tokens=_first(
+            getattr(read, "cached_tokens", None),
+            getattr(usage, "prompt_cache_hit_tokens", None),  # DeepSeek's own name
+            getattr(usage, "cached_tokens", None),  # Kimi's
+        ),
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
     )
+
+
+def _first(*counts: int | None) -> int | None:
+    """The first count that was given."""
+    return next((count for count in counts if count is not None), None)
 
 
 def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:
