@@ -76,7 +76,8 @@ class AnthropicMessages:
         if said.kind == "tool_calls" or said.pieces:
             events.append(_event("content_block_stop", index=0))
         stop = {"stop_reason": _stop_reason(said), "stop_sequence": None}
-        usage = {"usage": {"output_tokens": said.usage[1]}} if said.report_usage else {}
+        # All of it once more: langchain-anthropic 1.7 reads no other.
+        usage = {"usage": _usage(said)} if said.report_usage else {}
         return [*events, _event("message_delta", delta=stop, **usage), _event("message_stop")]
 
     def whole(self, said: Said) -> dict[str, Any]:
@@ -108,8 +109,9 @@ def _tool_use() -> dict[str, Any]:
 
 def _usage(said: Said) -> dict[str, int]:
     read, wrote = said.usage
-    cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    return {"input_tokens": read, **cached, "output_tokens": wrote}
+    hits, written = said.cached or (0, 0)
+    cached = {"cache_creation_input_tokens": written, "cache_read_input_tokens": hits}
+    return {"input_tokens": read - hits - written, **cached, "output_tokens": wrote}
 
 
 def _stop_reason(said: Said) -> str:

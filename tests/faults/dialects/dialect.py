@@ -49,6 +49,7 @@ class Said:
         cut: The limit cut the text.
         usage: Input and output tokens.
         report_usage: Whether the usage is told.
+        cached: Input tokens read from a cache and written to it, where the host has one.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Said:
     cut: bool
     usage: tuple[int, int]
     report_usage: bool
+    cached: tuple[int, int] | None = None
 
     @property
     def text(self) -> str:

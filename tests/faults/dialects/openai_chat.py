@@ -106,11 +106,16 @@ def _tool_call() -> dict[str, Any]:
     return {"id": "call_1", "type": "function", "function": function}
 
 
-def openai_usage(said: Said) -> dict[str, int]:
+def openai_usage(said: Said) -> dict[str, Any]:
     """Usage as chat and completions report it."""
     prompt, completion = said.usage
     total = prompt + completion
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    if said.cached is None:
+        return usage
+    read, written = said.cached
+    details = {"cached_tokens": read, "cache_write_tokens": written}
+    return {**usage, "prompt_tokens_details": details}
 
 
 def openai_error(status: int) -> dict[str, Any]:
