@@ -25,6 +25,9 @@ class Plan:
         waits_s: How long a hosted model lets wait.
         first_turn_tokens: Size of the conversation before its second turn, roughly.
         overhead_tokens: Tokens of one turn of the overhead measurement.
+        added_calls: Hand-overs in one turn whose added time is measured.
+        draft_tokens: Length of the answer whose prompts are priced, in words.
+        draft_calls: Numbers of hand-overs of it.
     """
 
     model: str = "smollm2-135m"
@@ -41,6 +44,9 @@ class Plan:
     waits_s: tuple[float, ...] = (0.1, 0.3)
     first_turn_tokens: int = 1500
     overhead_tokens: int = 2000
+    added_calls: int = 10
+    draft_tokens: int = 2000
+    draft_calls: tuple[int, ...] = (1, 4, 16)
 
 
 QUICK: dict[str, Any] = {
@@ -56,5 +62,8 @@ QUICK: dict[str, Any] = {
     "waits_s": (0.3,),
     "first_turn_tokens": 300,
     "overhead_tokens": 200,
+    "added_calls": 2,
+    "draft_tokens": 1400,
+    "draft_calls": (2,),
 }
 """What `--quick` changes: seconds per topic, numbers that mean nothing."""
