@@ -63,7 +63,7 @@ QUICK: dict[str, Any] = {
     "first_turn_tokens": 300,
     "overhead_tokens": 200,
     "added_calls": 2,
-    "draft_tokens": 1400,
+    "draft_tokens": 2400,
     "draft_calls": (2,),
 }
 """What `--quick` changes: seconds per topic, numbers that mean nothing."""
