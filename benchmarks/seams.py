@@ -48,9 +48,7 @@ class Asking(LocalDelegate):
         return "instruct"
 
     def stream(self, attempt: Attempt) -> Iterator[Delta]:
-        messages = continue_messages(
-            attempt.messages, attempt.draft, "instruct", attempt.max_tokens
-        )
+        messages = continue_messages(attempt.messages, attempt.draft, "instruct")
         return super().stream(replace(attempt, messages=tuple(messages), draft=""))
 
 

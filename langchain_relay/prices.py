@@ -28,7 +28,8 @@ _NANOUSD_PER_TOKEN = Decimal(NANOUSD_PER_USD) / Decimal(10**6)
 _LOWEST_PLAUSIBLE_USD_PER_MTOK = Decimal("0.0001")
 """Below this a price was surely entered per token: the cheapest of genai-prices 0.2.3 is 0.003."""
 
-_PAIR = 2
+_LENGTHS = (2, 3, 4)
+"""Prices of (input, output), then of cached input, then of input that is written to a cache."""
 
 
 class Price(Protocol):
@@ -50,22 +51,42 @@ class Price(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UserPrice:
-    """A price the user gave; cached input costs what input costs."""
+    """A price the user gave. `None`: cached and written input cost what input costs."""
 
     input_usd_per_mtok: Decimal
     output_usd_per_mtok: Decimal
     source: str = "user"
+    cached_usd_per_mtok: Decimal | None = None
+    cache_write_usd_per_mtok: Decimal | None = None
 
     def cost_nanousd(self, usage: Usage) -> int:
         """See `Price.cost_nanousd`."""
-        return self.worst_nanousd(usage.input_tokens, usage.output_tokens)
+        read, wrote = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
+        if read < 0 or wrote < 0 or read + wrote > usage.input_tokens:
+            read = wrote = 0
+        plain = self.input_usd_per_mtok
+        return _nanousd(
+            (usage.input_tokens - read - wrote, plain),
+            (read, _or(self.cached_usd_per_mtok, plain)),
+            (wrote, _or(self.cache_write_usd_per_mtok, plain)),
+            (usage.output_tokens, self.output_usd_per_mtok),
+        )
 
     def worst_nanousd(self, input_tokens: int, output_tokens: int) -> int:
         """See `Price.worst_nanousd`."""
-        usd_per_mtok = (
-            self.input_usd_per_mtok * input_tokens + self.output_usd_per_mtok * output_tokens
-        )
-        return math.ceil(usd_per_mtok * _NANOUSD_PER_TOKEN)
+        given = (self.cached_usd_per_mtok, self.cache_write_usd_per_mtok)
+        dearest = max(_or(usd, self.input_usd_per_mtok) for usd in (None, *given))
+        return _nanousd((input_tokens, dearest), (output_tokens, self.output_usd_per_mtok))
+
+
+def _or(usd: Decimal | None, otherwise: Decimal) -> Decimal:
+    return otherwise if usd is None else usd
+
+
+def _nanousd(*parts: tuple[int, Decimal]) -> int:
+    """Nano-dollars of tokens at US dollars per million, rounded up."""
+    total = sum((tokens * usd for tokens, usd in parts), Decimal(0))
+    return math.ceil(total * _NANOUSD_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +127,17 @@ class PriceBook:
     """Finds prices: the user's, then genai-prices.
 
     Args:
-        prices: US dollars per million tokens, (input, output), by model name. A configured name
-            wins over a reported one. Zero is allowed: a server of your own.
+        prices: US dollars per million tokens by model name: (input, output), and where a host has
+            them the prices of cached input and of input written to its cache, as third and
+            fourth. A configured name wins over a reported one. Zero is allowed: a server of your
+            own.
 
     Raises:
-        UsageMistake: a price that is not a pair of numbers from 0 up, or is so small that it must
-            have been given per token.
+        UsageMistake: a price that is not two to four numbers from 0 up, or is so small that it
+            must have been given per token.
     """
 
-    def __init__(self, prices: Mapping[str, tuple[UsdPerMillion, UsdPerMillion]] | None) -> None:
+    def __init__(self, prices: Mapping[str, tuple[UsdPerMillion, ...]] | None) -> None:
         self._user = {model: _user_price(model, pair) for model, pair in (prices or {}).items()}
         self._found: dict[tuple[str, str | None, str | None], TablePrice | None] = {}
 
@@ -172,9 +195,11 @@ def reported_nanousd(cost_usd: str) -> int:
 
 
 def _user_price(model: str, pair: Any) -> UserPrice:
-    if not isinstance(pair, (tuple, list)) or len(pair) != _PAIR:
+    if not isinstance(pair, (tuple, list)) or len(pair) not in _LENGTHS:
         raise _bad_price(model, pair, "is not a pair")
-    return UserPrice(_usd(model, pair, pair[0]), _usd(model, pair, pair[1]))
+    plain, output, *cache = (_usd(model, pair, value) for value in pair)
+    cached, written = [*cache, None, None][:2]
+    return UserPrice(plain, output, cached_usd_per_mtok=cached, cache_write_usd_per_mtok=written)
 
 
 def _usd(model: str, pair: Any, value: Any) -> Decimal:

@@ -70,10 +70,20 @@ class RelayReport:
             ("calls", f"{self.calls} ({self.denied} denied, {self.failed} failed)"),
             ("local tokens", str(self.local_tokens)),
             ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
+            *self._cached(),
             ("cost", cost),
             ("price from", ", ".join(sources) or "-"),
             ("the hosted model alone", f"about {usd(self.delegate_only_cost_nanousd)}"),
         ]
+
+    def _cached(self) -> list[tuple[str, str]]:
+        """What the hosted models read, where some of it came from or went to a cache."""
+        read = sum(charge.input_tokens or 0 for charge in self.charges)
+        cached = sum(charge.cached_input_tokens or 0 for charge in self.charges)
+        wrote = sum(charge.cache_write_tokens or 0 for charge in self.charges)
+        if not cached and not wrote:
+            return []
+        return [("hosted input", f"{read} tokens ({cached} from a cache, {wrote} written to one)")]
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

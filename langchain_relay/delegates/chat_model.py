@@ -19,6 +19,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 
+from langchain_relay.delegates.caching import cache_key, cache_rule, with_breakpoints
 from langchain_relay.delegates.chunks import ChunkReader, families
 from langchain_relay.delegates.clients import (
     Family,
@@ -85,6 +86,10 @@ class ChatModelDelegate(Probing):
             as `"o200k_base"`. `None`: the model's own `custom_get_token_ids`, else what
             `delegates/tokenizers.py` finds at hand for its name, else none: spans are cut at 8n
             bytes.
+        prompt_cache: Whether the host's prompt cache is steered, as `delegates/caching.py` says:
+            breakpoints for Claude and GPT-5.6, a cache key for OpenAI. `None`: where the table
+            knows the host, unless you set cache options yourself; `False`: never; `True`: also at
+            an address it does not know.
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
@@ -101,6 +106,7 @@ class ChatModelDelegate(Probing):
         name: str | None = None,
         worst_attempts: int | None = None,
         tokenizer: Tokenizer | str | None = None,
+        prompt_cache: bool | None = None,
     ) -> None:
         if mode == "completion":
             raise UsageMistake(
@@ -119,6 +125,11 @@ class ChatModelDelegate(Probing):
         self._echoes = self._mode == "flag" and rule is not None and rule.echoes
         self._worst = worst_attempts or _worst_attempts(model, self._family)
         self._chat = _with_least_reasoning(copied_without_retries(model))
+        self._cache = cache_rule(
+            families(model), _address(model), _model_name(model), wanted=prompt_cache
+        )
+        if _cache_options(model) & {"prompt_cache_options", "prompt_cache_key"}:
+            self._cache = None  # the user steers it
         self._per_loop: PerLoop[BaseChatModel] = PerLoop()
         self._take_verdict(mode)
 
@@ -206,7 +217,18 @@ class ChatModelDelegate(Probing):
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
         messages = continue_messages(
-            attempt.messages, attempt.draft, self._mode, attempt.max_tokens
+            attempt.messages,
+            attempt.draft,
+            self._mode,
+            clipped=attempt.clipped,
+        )
+        messages = with_breakpoints(
+            messages,
+            attempt.messages,
+            attempt.draft,
+            self._cache,
+            again=attempt.again,
+            taken=int("cache_control" in _cache_options(self._chat)),
         )
         if self._flags(attempt) and self._family.marks:
             flagged = {**messages[-1].additional_kwargs, self._flag: True}
@@ -221,6 +243,10 @@ class ChatModelDelegate(Probing):
     ) -> tuple[BaseChatModel, dict[str, Any]]:
         """The model set to this attempt's limit, and the keyword arguments of its `_stream`."""
         chat, kwargs = self._family.limited(chat, attempt)
+        if self._family.steers_cache and self._cache is not None:
+            kwargs |= self._cache.options
+            if self._cache.routed:
+                kwargs["prompt_cache_key"] = cache_key(attempt.messages)
         if self._flags(attempt):
             chat, flags = self._family.flagged(chat, self._flag)
             kwargs |= flags
@@ -292,6 +318,20 @@ def _is_sync_only(chat: BaseChatModel) -> bool:
 
 
 # --- what is known of classes -------------------------------------------------------------------
+
+
+_CACHE_OPTIONS = (
+    "cache_control",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
+
+
+def _cache_options(chat: BaseChatModel) -> set[str]:
+    """The fields by which the user steers the host's cache."""
+    extra = {**(field(chat, "model_kwargs") or {}), **(field(chat, "extra_body") or {})}
+    return {name for name in _CACHE_OPTIONS if name in extra or field(chat, name) is not None}
 
 
 def _model_name(chat: BaseChatModel) -> str:

@@ -89,15 +89,31 @@ def cost_usd(value: Any) -> str | None:
 
 def usage_from_metadata(metadata: UsageMetadata) -> Usage:
     """LangChain's counts as ours; both count cached tokens as input."""
-    read = metadata.get("input_token_details") or {}
-    wrote = metadata.get("output_token_details") or {}
     return Usage(
         input_tokens=metadata["input_tokens"],
         output_tokens=metadata["output_tokens"],
-        cached_input_tokens=read.get("cache_read"),
-        cache_write_tokens=read.get("cache_creation"),
-        reasoning_tokens=wrote.get("reasoning"),
+        cached_input_tokens=_detail(metadata.get("input_token_details"), _CACHE_READ),
+        cache_write_tokens=_detail(metadata.get("input_token_details"), _CACHE_WRITE),
+        reasoning_tokens=_detail(metadata.get("output_token_details"), _REASONING),
     )
+
+
+_TIERS = ("", "priority_", "flex_")
+"""langchain-openai 1.7.3 puts the service tier in front of the names of its counts."""
+
+_CACHE_READ = tuple(f"{tier}cache_read" for tier in _TIERS)
+_CACHE_WRITE = (
+    *(f"{tier}cache_creation" for tier in _TIERS),
+    # langchain-anthropic 1.7.10 counts writes by their lifetime, and then says 0 in total.
+    *("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
+)
+_REASONING = tuple(f"{tier}reasoning" for tier in _TIERS)
+
+
+def _detail(details: Any, names: tuple[str, ...]) -> int | None:
+    """The sum of what is counted under these names; `None` if nothing is."""
+    known = [value for name in names if isinstance(value := (details or {}).get(name), int)]
+    return sum(known) if known else None
 
 
 class ChunkReader:

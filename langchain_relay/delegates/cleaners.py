@@ -445,17 +445,21 @@ class Echo:
 
     Letter case and blanks do not count. Every place of the draft at which the reply so far could
     be read off is a candidate; a candidate that reaches the draft's end is an overlap. What the
-    draft says twice may be said a third time, and is no overlap.
+    draft says twice may be said a third time, and is no overlap. A reply that goes on from the
+    draft's start, or from `start`, where the hosted model saw it begin, without reaching its end,
+    is a restart.
     """
 
-    def __init__(self, draft: str) -> None:
+    def __init__(self, draft: str, start: int = 0) -> None:
         self.trimmed = ""
         self.restart = False
         self.expected = False  # little is enough behind a marker
         self._text = draft
         self._draft = _folded(draft)
         first = max(0, len(self._draft) - _LONGEST_OVERLAP_CHARS)
-        self._candidates = [0, *range(max(1, first), len(self._draft))]
+        self._starts = {0, len("".join(draft[:start].split()))}
+        candidates = {*self._starts, *range(first, len(self._draft))}
+        self._candidates = sorted(at for at in candidates if at < len(self._draft))
         self._matched = 0  # characters of the reply, blanks aside
         self._held = ""
         self._overlap = 0  # end of the longest overlap, in the held text
@@ -486,7 +490,7 @@ class Echo:
         at, end = self._matched, len(self._draft)
         alive = [i for i in self._candidates if self._draft[i + at] == char]
         self._matched += 1
-        if alive and alive[0] == 0:
+        if not self._starts.isdisjoint(alive):
             self._from_start = len(self._held)
         if any(i + self._matched == end for i in alive):
             self._overlap = self._counts(len(self._held)) or self._overlap
@@ -588,14 +592,19 @@ def is_cjk(char: str) -> bool:
 class Reply:
     """Removes from a reply what is no continuation of the draft.
 
+    Args:
+        draft: The text shown so far.
+        start: Where in it the hosted model saw it begin.
+
     Attributes:
         restart: The reply starts the answer again.
     """
 
-    def __init__(self, draft: str) -> None:
+    def __init__(self, draft: str, start: int = 0) -> None:
         self._draft = draft
+        self._start = start
         self._markers = Markers(draft)
-        self._echo = Echo(draft)
+        self._echo = Echo(draft, start)
         self._openers = Openers(draft)
         self._fence = Fence(draft)
         self._second: Echo | None = None  # looks for the draft behind an opener or a fence
@@ -639,7 +648,7 @@ class Reply:
         """Look for the draft behind what was taken out, and decide what was doubtful."""
         openers, fence = self._openers, self._fence
         if openers.trimmed or openers.doubtful or fence.trimmed:
-            self._second = self._second or Echo(self._draft)
+            self._second = self._second or Echo(self._draft, self._start)
             text = _passed(self._second, text, final=final)
         if self.restart or not (text or final):
             return ""

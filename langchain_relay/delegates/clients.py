@@ -60,9 +60,11 @@ class Family:
         marks: A flag on the message is read from its `additional_kwargs`.
         default_flag: The spelling where nothing is known of the host.
         more_fields: The field with what a request has beside the class's own fields.
+        steers_cache: OpenAI's options of the prompt cache are keywords of a call.
     """
 
     sends_once = False
+    steers_cache = False
     flags: frozenset[Spelling] = frozenset({"prefix", "partial"})
     marks = True
     default_flag: Spelling = "prefix"
@@ -122,6 +124,7 @@ class _ByKeyword(Family):
 class _OpenAI(_ByKeyword):
     """`ChatOpenAI` and its relatives; their clients are built already when we get them."""
 
+    steers_cache = True
     flags = frozenset({"prefix", "partial", "continue_final_message"})
     marks = False
     default_flag = "continue_final_message"

@@ -45,26 +45,35 @@ find it. For that reason the length, which the API limits, is not asked for."""
 
 _TASKS = {
     "instruct": "Write what comes directly after its last character, and nothing else.",
-    "handoff": (
-        "Finish the answer: write everything that is still missing, in at most about {max_tokens} "
-        "tokens."
-    ),
+    "handoff": "Finish the answer: write everything that is still missing.",
 }
 
 
+CLIPPED = "[The beginning of the draft is left out here.]\n"
+"""Stands in front of a draft of which only the end is sent, where a model is asked in words."""
+
+
 def continue_messages(
-    messages: Sequence[BaseMessage], draft: str, mode: Mode, max_tokens: int
+    messages: Sequence[BaseMessage],
+    draft: str,
+    mode: Mode,
+    *,
+    clipped: bool = False,
 ) -> list[BaseMessage]:
     """The conversation a hosted chat model is sent so that it continues `draft`.
 
     The user's own messages, system prompt included, stay as they are; with an empty draft they
     are all there is. In `flag` mode the provider's flags are put on by the delegate.
 
+    What changes from call to call, such as `max_tokens`, stands behind the draft. So two requests
+    of one answer are equal up to the end of the shorter draft, and providers find that in their
+    caches. (A draft that contains its own marker is given another one: from there on once more.)
+
     Args:
         messages: The user's conversation.
         draft: The answer so far.
         mode: Any but `completion`, which has no messages: see `completion_prompt`.
-        max_tokens: The length that a handoff is asked for in words; the limit is the API's.
+        clipped: `draft` is only the end of it; whoever is asked in words is told so.
 
     Raises:
         ValueError: `mode` is `completion`.
@@ -78,8 +87,10 @@ def continue_messages(
         return list(messages)
     if mode not in _TASKS:
         return [*messages, AIMessage(shown)]
-    task = _TASKS[mode].format(max_tokens=max_tokens)
-    return _with_request(messages, _REQUEST.format(tag=marker(shown), draft=shown, task=task))
+    shown = f"{CLIPPED if clipped else ''}{shown}"
+    return _with_request(
+        messages, _REQUEST.format(tag=marker(shown), draft=shown, task=_TASKS[mode])
+    )
 
 
 def _with_request(messages: Sequence[BaseMessage], request: str) -> list[BaseMessage]:
@@ -159,15 +170,16 @@ class Seam:
     Args:
         draft: The text shown so far, trailing blanks included.
         mode: How it was shown to the hosted model.
+        start: Where the part of the draft begins that the hosted model was sent.
 
     Attributes:
         restart: The span starts the answer again instead of continuing it.
     """
 
-    def __init__(self, draft: str, mode: Mode) -> None:
+    def __init__(self, draft: str, mode: Mode, start: int = 0) -> None:
         blanks = _Blanks(draft[len(draft.rstrip()) :])
         asked = mode not in LITERAL_MODES and bool(draft.strip())
-        self._reply = Reply(draft) if asked else None
+        self._reply = Reply(draft, start) if asked else None
         self._stages: list[Stage] = [self._reply, blanks] if self._reply else [blanks]
 
     @property

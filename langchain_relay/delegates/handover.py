@@ -258,7 +258,8 @@ class _HandOver:
         """Send once. Returns why the span ended, or `None` and the error that may be retried."""
         self.tries += 1
         received = Received()
-        text = _Text(Seam(self.view.draft, self.member.delegate.mode), self._bound())
+        seam = Seam(self.view.draft, self.member.delegate.mode, self._start)
+        text = _Text(seam, self._bound())
         why: EndWhy | None = None
         error: DelegateError | Abandoned | None = None
         try:
@@ -278,6 +279,11 @@ class _HandOver:
         except Abandoned as caught:  # all is booked already, and nothing more may be sent
             why, error = "cut", caught
         return why, error
+
+    @property
+    def _start(self) -> int:
+        """Where in the draft that part begins that is sent."""
+        return self.terms.window.start(self.view.draft)
 
     def _bound(self) -> Bound:
         vocabulary = self.member.vocabulary
@@ -324,13 +330,16 @@ class _HandOver:
 
     def _sending(self) -> Attempt:
         left_s = self.deadline - self.terms.clock()
+        start = self._start
         return Attempt(
             messages=self.view.messages,
-            draft=self.view.draft,
+            draft=self.view.draft[start:],
             max_tokens=self.n,
             stop=self.request.stop,
             timeout_s=None if left_s == float("inf") else max(0.001, left_s),
             model=self.member.model,
+            clipped=start > 0,
+            again=self.terms.again,
         )
 
     def _left(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
+from langchain_relay.delegates.caching import cache_key, cache_rule, marked
 from langchain_relay.delegates.chat_model import messages_bound, without_credentials
 from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
 from langchain_relay.delegates.clients import CONTINUE_FLAGS
@@ -91,6 +92,7 @@ class OpenAIDelegate(Probing):
         name: What to call the model in events, spans and prices; by default `model`.
         tokenizer: The model's tokenizer: a function from a text to token ids, or the name of an
             encoding. `None`: what is at hand for `model`; see `ChatModelDelegate`.
+        prompt_cache: As in `ChatModelDelegate`.
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
@@ -113,6 +115,7 @@ class OpenAIDelegate(Probing):
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
         tokenizer: Tokenizer | str | None = None,
+        prompt_cache: bool | None = None,
     ) -> None:
         check_tokenizer(tokenizer)
         self._tokenizer = tokenizer
@@ -130,6 +133,11 @@ class OpenAIDelegate(Probing):
             compiled(prompt)
         least = least_reasoning((), address, model) if self._api != "completions" else None
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
+        self._cache = cache_rule(frozenset(), address, model, wanted=prompt_cache)
+        if self._api == "completions" or {"prompt_cache_key", "prompt_cache_options"} & set(
+            self._extra_body
+        ):
+            self._cache = None  # it has none of that, or the user steers it
         settings = dict(least.settings) if least else {}
         if self._api == "responses":
             settings = reasoning_settings(settings)
@@ -226,7 +234,35 @@ class OpenAIDelegate(Probing):
         return ResponsesReader(repeated) if self._api == "responses" else _Reader(repeated)
 
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
-        return continue_messages(attempt.messages, attempt.draft, self._mode, attempt.max_tokens)
+        return continue_messages(
+            attempt.messages,
+            attempt.draft,
+            self._mode,
+            clipped=attempt.clipped,
+        )
+
+    def _cached(self, attempt: Attempt, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What steers the host's cache: marks in `messages`, and fields of the request."""
+        if self._cache is None:
+            return {}
+        own = convert_to_openai_messages(list(attempt.messages))
+        contents = marked(
+            [message.get("content") or "" for message in messages],
+            [message.get("content") or "" for message in own],
+            [message["role"] == "assistant" for message in messages],
+            attempt.draft,
+            self._cache,
+            again=attempt.again,
+        )
+        for message, content in zip(messages, contents, strict=True):
+            if content:
+                message["content"] = content
+        return {**self._cache.options, **self._routing(attempt)}
+
+    def _routing(self, attempt: Attempt) -> dict[str, Any]:
+        """What brings requests that begin alike to one machine of the host's."""
+        routed = self._cache is not None and self._cache.routed
+        return {"prompt_cache_key": cache_key(attempt.messages)} if routed else {}
 
     def _raw_prompt(self, attempt: Attempt) -> str:
         try:
@@ -256,11 +292,12 @@ class OpenAIDelegate(Probing):
     def _shown(self, attempt: Attempt) -> dict[str, Any]:
         """Conversation and draft, and how the API is asked for the usage."""
         if self._api == "responses":  # it tells the usage unasked
-            return {"input": input_items(self._messages(attempt))}
+            return {"input": input_items(self._messages(attempt)), **self._routing(attempt)}
         usage = {"stream_options": {"include_usage": True}}
         if self._api == "completions":
             return {**usage, "prompt": self._raw_prompt(attempt)}
-        return {**usage, "messages": convert_to_openai_messages(self._messages(attempt))}
+        messages = convert_to_openai_messages(self._messages(attempt))
+        return {**usage, **self._cached(attempt, messages), "messages": messages}
 
 
 class _Reader:
@@ -304,10 +341,19 @@ def _usage(usage: Any) -> Usage:
     return Usage(
         input_tokens=usage.prompt_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
-        cached_input_tokens=getattr(read, "cached_tokens", None),
+        cached_input_tokens=_first(
+            getattr(read, "cached_tokens", None),
+            getattr(usage, "prompt_cache_hit_tokens", None),  # DeepSeek's own name
+            getattr(usage, "cached_tokens", None),  # Kimi's
+        ),
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
     )
+
+
+def _first(*counts: int | None) -> int | None:
+    """The first count that was given."""
+    return next((count for count in counts if count is not None), None)
 
 
 def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:

@@ -7,7 +7,8 @@
 module each, and `server` performs it. Nothing here knows the relay.
 """
 
+from tests.faults.caches import PromptCaches
 from tests.faults.script import STATUS, Fault, Reply
 from tests.faults.server import FaultServer, Served
 
-__all__ = ["STATUS", "Fault", "FaultServer", "Reply", "Served"]
+__all__ = ["STATUS", "Fault", "FaultServer", "PromptCaches", "Reply", "Served"]

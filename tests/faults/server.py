@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.faults.caches import PromptCaches
 from tests.faults.dialects import DIALECTS, RELATIVES, Asked, Dialect, Said
 from tests.faults.dialects.dialect import Kind
 from tests.faults.script import RATE_LIMITED, STATUS, UNBOUNDED, Fault, Reply, token_count
@@ -76,6 +77,7 @@ class Served:
         tokens_sent: Output tokens written to the socket.
         limit: Bound of the output tokens that was asked for.
         usage: Input and output tokens, where the usage was written to the socket.
+        cached: Input tokens read from a cache and written to it, where the server plays one.
         status: The HTTP status answered; `None`: the connection broke before.
         hung_up: The client left before the reply was through.
         through: The reply was written as it was scripted.
@@ -93,6 +95,7 @@ class Served:
     limit: int | None
     tokens_sent: int = 0
     usage: tuple[int, int] | None = None
+    cached: tuple[int, int] | None = None
     status: int | None = None
     hung_up: bool = False
     through: bool = False
@@ -124,13 +127,15 @@ class FaultServer:
     Args:
         script: What is answered, request after request: a text, a `Reply`, or a function of the
             request that returns one.
+        caches: The prompt caches it plays; `None`: it has none.
 
     Attributes:
         served: Every request so far, in the order of arrival.
     """
 
-    def __init__(self, *script: Script) -> None:
+    def __init__(self, *script: Script, caches: PromptCaches | None = None) -> None:
         self._script = script or ("ok",)
+        self._caches = caches
         self._lock = threading.Lock()
         self._connections = 0
         self.stopping = threading.Event()
@@ -204,6 +209,15 @@ class FaultServer:
                 self._script = self._script[1:]
         out = entry(served) if callable(entry) else entry
         return Reply(out) if isinstance(out, str) else out
+
+    def count(self, served: Served) -> None:
+        """Note what of the prompt comes from a cache, where the server plays one."""
+        if self._caches is None:
+            return
+        with self._lock:
+            counted = self._caches.count(served.dialect, served.body)
+        served.input_tokens = counted.input
+        served.cached = (counted.cached, counted.written)
 
     @contextmanager
     def connection(self) -> Iterator[None]:
@@ -313,7 +327,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.WRONG_CONTENT_TYPE:
             self._send(200, b"<html><body>Sign in</body></html>", "text/html")
             return
+        self.ours.count(self.served)
         said = _said(self.reply, self.asked)
+        if self.served.cached is not None:
+            usage = (self.served.input_tokens, said.usage[1])
+            said = replace(said, usage=usage, cached=self.served.cached)
         if self.asked.streamed:
             self._stream(said)
         else:

@@ -109,8 +109,9 @@ def _tool_use() -> dict[str, Any]:
 
 def _usage(said: Said) -> dict[str, int]:
     read, wrote = said.usage
-    cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    return {"input_tokens": read, **cached, "output_tokens": wrote}
+    hits, written = said.cached or (0, 0)
+    cached = {"cache_creation_input_tokens": written, "cache_read_input_tokens": hits}
+    return {"input_tokens": read - hits - written, **cached, "output_tokens": wrote}
 
 
 def _stop_reason(said: Said) -> str:

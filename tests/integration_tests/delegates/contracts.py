@@ -65,7 +65,7 @@ class Contract:
 
 def asked(mode: Mode) -> str:
     """The last user message in the modes that put the draft into it."""
-    return continue_messages(MESSAGES, DRAFT, mode, N)[-1].text
+    return continue_messages(MESSAGES, DRAFT, mode)[-1].text
 
 
 def chat(mode: Mode = "instruct", **mark: Any) -> list[dict[str, Any]]:
