@@ -14,6 +14,7 @@ from typing import Any
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
+from langchain_relay.delegates.caching import cache_key
 from langchain_relay.delegates.continuation import continue_messages
 from langchain_relay.engine.values import Attempt, Delegate, Mode
 
@@ -117,6 +118,7 @@ ANTHROPIC = {"max_tokens": N, "stream": True, "system": SYSTEM}
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 MISTRAL, CLAUDE = "mistral-small-latest", "claude-haiku-4-5"
 PREFILLED = [said("user", QUESTION), said("assistant", SHOWN)]
+ROUTED = {"prompt_cache_key": cache_key(MESSAGES)}
 RESPONSES = {"max_output_tokens": N, "stream": True, "reasoning": {"effort": "minimal"}}
 
 # --- LangChain classes --------------------------------------------------------------------------
@@ -184,7 +186,9 @@ CHAT_OPENAI = [
         lambda at: ChatModelDelegate(chat_openai(at, "api.openai.com", "gpt-5-mini")),
         "instruct",
         "/v1/chat/completions",
-        openai_chat("gpt-5-mini", "max_completion_tokens", chat(), reasoning_effort="minimal"),
+        openai_chat(
+            "gpt-5-mini", "max_completion_tokens", chat(), reasoning_effort="minimal", **ROUTED
+        ),
     ),
     Contract(
         "ChatOpenAI, handoff",
@@ -193,7 +197,7 @@ CHAT_OPENAI = [
         ),
         "handoff",
         "/v1/chat/completions",
-        openai_chat("gpt-4o", "max_completion_tokens", chat("handoff")),
+        openai_chat("gpt-4o", "max_completion_tokens", chat("handoff"), **ROUTED),
     ),
     Contract(
         "ChatOpenAI, Responses",
@@ -206,6 +210,7 @@ CHAT_OPENAI = [
             "model": "gpt-5-mini",
             "input": [{"type": "message", **message} for message in chat()],
             **RESPONSES,
+            **ROUTED,
         },
     ),
     Contract(
@@ -220,7 +225,7 @@ CHAT_OPENAI = [
         lambda at: ChatModelDelegate(chat_openai(at, "localhost", "qwen"), mode="prefill"),
         "prefill",
         "/v1/chat/completions",
-        openai_chat("qwen", "max_completion_tokens", chat("prefill")),
+        openai_chat("qwen", "max_tokens", chat("prefill")),
     ),
     Contract(
         "ChatOpenAI, vLLM",
@@ -229,14 +234,14 @@ CHAT_OPENAI = [
         ),
         "flag",
         "/v1/chat/completions",
-        openai_chat("qwen", "max_completion_tokens", chat("flag"), top_k=20, **CONTINUE),
+        openai_chat("qwen", "max_tokens", chat("flag"), top_k=20, **CONTINUE),
     ),
     Contract(
         "ChatOpenAI, Kimi",
         lambda at: ChatModelDelegate(chat_openai(at, "api.moonshot.ai", "kimi-k2")),
         "flag",
         "/v1/chat/completions",
-        openai_chat("kimi-k2", "max_completion_tokens", chat("flag", partial=True)),
+        openai_chat("kimi-k2", "max_tokens", chat("flag", partial=True)),
     ),
     Contract(
         "ChatOpenAI, Alibaba",
@@ -247,7 +252,7 @@ CHAT_OPENAI = [
         "/compatible-mode/v1/chat/completions",
         openai_chat(
             "qwen-plus",
-            "max_completion_tokens",
+            "max_tokens",
             chat("flag", partial=True),
             enable_thinking=False,
         ),
@@ -257,7 +262,7 @@ CHAT_OPENAI = [
         lambda at: ChatModelDelegate(chat_openai(at, "api.mistral.ai", MISTRAL)),
         "flag",
         "/v1/chat/completions",
-        openai_chat(MISTRAL, "max_completion_tokens", chat("flag", prefix=True)),
+        openai_chat(MISTRAL, "max_tokens", chat("flag", prefix=True)),
         echoes=True,
     ),
     Contract(
@@ -269,7 +274,7 @@ CHAT_OPENAI = [
         "/api/v1/chat/completions",
         openai_chat(
             "meta-llama/llama-3.3-70b",
-            "max_completion_tokens",
+            "max_tokens",
             chat(),
             reasoning={"effort": "none"},
         ),
@@ -419,14 +424,16 @@ RAW = [
         lambda at: OpenAIDelegate(client(at, "api.openai.com"), model="gpt-5-mini"),
         "instruct",
         "/v1/chat/completions",
-        openai_chat("gpt-5-mini", "max_completion_tokens", chat(), reasoning_effort="minimal"),
+        openai_chat(
+            "gpt-5-mini", "max_completion_tokens", chat(), reasoning_effort="minimal", **ROUTED
+        ),
     ),
     Contract(
         "AsyncOpenAI client",
         lambda at: OpenAIDelegate(client(at, "api.openai.com", sync=False), model="gpt-4o"),
         "instruct",
         "/v1/chat/completions",
-        openai_chat("gpt-4o", "max_completion_tokens", chat()),
+        openai_chat("gpt-4o", "max_completion_tokens", chat(), **ROUTED),
     ),
     Contract(
         "OpenAI client, vLLM",
@@ -487,7 +494,7 @@ RAW = [
         ),
         "instruct",
         "/v1/responses",
-        {"model": "gpt-5-mini", "input": chat(), **RESPONSES},
+        {"model": "gpt-5-mini", "input": chat(), **RESPONSES, **ROUTED},
     ),
     Contract(
         "AsyncOpenAI client, Responses with a prefill",
