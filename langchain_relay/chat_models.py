@@ -53,6 +53,7 @@ from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.redaction import Redact, Redaction
 from langchain_relay.delegates.resolve import resolve_delegate
 from langchain_relay.delegates.terms import Member, Terms
+from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
@@ -174,6 +175,10 @@ class RelayChatModel(BaseChatModel):
     """Bound of one span's n. `None`: the policy's own."""
     max_calls: int | None = None
     """Bound of hand-overs in one answer. `None`: the policy's own."""
+    draft_window: int | None = None
+    """How much of the end of the answer so far is sent with a hand-over, in local-vocabulary
+    tokens. Beyond it half of that is left out at once, so that the requests between two such steps
+    begin alike and are found in the provider's cache. `None`: all of it."""
     end_on_delegate_stop: Literal["auto"] | bool = "auto"
     """Whether a hosted stop ends the whole answer. `auto`: only where the draft is continued as
     raw text, so that the stop is a real end of sequence."""
@@ -342,13 +347,14 @@ class RelayChatModel(BaseChatModel):
         allowances = tuple(allowance(one, answer_id, config) for one in given)
         local = self._local_for(kwargs.get("model"))
         self._check_roles(local)
+        bounds = self._bounds(policy, stop, kwargs, delegation)
         return Answer(
             local=local,
             turns=tuple(self._local_view(messages, policy)),
             sampling=self._sampling(kwargs),
             policy=policy,
-            bounds=self._bounds(policy, stop, kwargs, delegation),
-            terms=self._terms(messages, local, hosted_model, allowances),
+            bounds=bounds,
+            terms=self._terms(messages, local, hosted_model, allowances, bounds),
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
@@ -394,6 +400,7 @@ class RelayChatModel(BaseChatModel):
         local: LocalModel,
         hosted_model: str | None,
         allowances: tuple[Allowance, ...],
+        bounds: Bounds,
     ) -> Terms:
         first, *fallbacks = self._members(hosted_model)
         return Terms(
@@ -413,6 +420,9 @@ class RelayChatModel(BaseChatModel):
             fallbacks=tuple(fallbacks),
             redaction=Redaction(self.redact) if self.redact else None,
             offline=offline(),
+            window=DraftWindow(self.draft_window, local.count),
+            # Who hands over all the rest does so once.
+            again=bounds.max_calls != 1 and bounds.max_span_tokens is not None,
         )
 
     def _ends_on_stop(self) -> bool:
@@ -591,8 +601,8 @@ class RelayChatModel(BaseChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         """What tells one relay from another, for traces and for the LLM cache."""
         own = (
-            *("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", "timeout"),
-            *("max_retries", "end_on_delegate_stop", "on_delegate_error", *SAMPLING),
+            *("teach", "max_tokens", "stop", "max_span_tokens", "max_calls", "draft_window"),
+            *("timeout", "max_retries", "end_on_delegate_stop", "on_delegate_error", *SAMPLING),
         )
         return {
             "model": dict(self._local.fingerprint),

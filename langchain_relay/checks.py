@@ -43,6 +43,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_tokens": (1, inf),
     "max_span_tokens": (1, inf),
     "max_calls": (0, inf),
+    "draft_window": (16, inf),
     "max_retries": (0, inf),
     "max_concurrency": (1, inf),
     "n_ctx": (1, inf),

@@ -56,6 +56,9 @@ class ChargeRecord(_Record):
     cached_input_tokens: _Count | None = Field(
         description="Of the input, read from the provider's cache."
     )
+    cache_write_tokens: _Count | None = Field(
+        description="Of the input, written to the provider's cache."
+    )
     reasoning_tokens: _Count | None = Field(description="Of the output, hidden reasoning.")
     cost_nanousd: _Count | None = Field(description="Nano-dollars; null: no price is known.")
     estimated: bool = Field(description="The cost is the reserved worst case, not reported usage.")
@@ -63,6 +66,7 @@ class ChargeRecord(_Record):
     price_source: str | None = Field(description="Where the price comes from, and of which date.")
     overage_nanousd: _Count = Field(description="Reported above the reserved worst case.")
     outcome: str = Field(description="`stop`, `length`, `cut`, `truncated` or an error's name.")
+    unbooked: bool = Field(description="The ledger is away; it is told when it is back.")
 
 
 class _Event(_Record):
@@ -93,6 +97,7 @@ class _Outcome(_Call):
     input_tokens: _Count | None = Field(description="Reported, all attempts; null: nobody did.")
     output_tokens: _Count | None = Field(description="Reported, all attempts; null: nobody did.")
     cached_input_tokens: _Count | None = Field(description="Reported, all attempts.")
+    cache_write_tokens: _Count | None = Field(description="Reported, all attempts.")
     reasoning_tokens: _Count | None = Field(description="Reported, all attempts.")
     cost_nanousd: _Count | None = Field(
         description="Nano-dollars of all attempts; null if one of them has no known price."
@@ -121,15 +126,15 @@ class CallFailed(_Outcome):
 
 
 class CallDenied(_Event):
-    """A hand-over that did not start: refused by a budget, or a malformed command."""
+    """A hand-over that did not start: refused, or a malformed command."""
 
     type: Literal["relay.call.denied"] = "relay.call.denied"
     call_id: str = Field(description="Names the hand-over that would have been.")
-    reason: str = Field(description="Why, for people.")
+    reason: str = Field(description="`budget`, `ledger`, `offline`, or why a command is malformed.")
     n: _Count | None = Field(description="Tokens it would have written; null: malformed.")
     requested_n: _Count | None = Field(description="Tokens that were asked for.")
     unit: str | None = Field(
-        description="What refused: `usd`, `tokens`, `calls`; null: no budget did."
+        description="What refused: `usd`, `tokens`, `calls`, `share`; null: no budget did."
     )
     needed: _Count | None = Field(description="Worst case; nano-dollars, tokens or calls.")
     left: int | None = Field(description="What was left, in the same unit.")
@@ -142,7 +147,7 @@ class BudgetWarned(_Event):
     """A limit is nearly used up (`Budget.warn_at`)."""
 
     type: Literal["relay.budget.warning"] = "relay.budget.warning"
-    unit: str = Field(description="`usd`, `tokens` or `calls`.")
+    unit: str = Field(description="`usd`, `tokens`, `calls` or `share`.")
     spent: _Count = Field(description="Nano-dollars, tokens or calls spent.")
     limit: _Count = Field(description="The limit, in the same unit.")
     scope: str = Field(description="Whose limit it is, for example `run`.")

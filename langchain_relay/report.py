@@ -84,6 +84,7 @@ class RelayReport:
             ("calls", f"{self.calls} ({self.denied} denied, {self.failed} failed)"),
             ("local tokens", str(self.local_tokens)),
             ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
+            *self._cached(),
             ("cost", cost),
             *self._local_rows(),
             ("price from", "; ".join(sources) or "-"),
@@ -98,6 +99,15 @@ class RelayReport:
             ("local cost", usd(self.local_cost_nanousd) + worked),
             ("both", usd(self.total_cost_nanousd)),
         ]
+
+    def _cached(self) -> list[tuple[str, str]]:
+        """What the hosted models read, where some of it came from or went to a cache."""
+        read = sum(charge.input_tokens or 0 for charge in self.charges)
+        cached = sum(charge.cached_input_tokens or 0 for charge in self.charges)
+        wrote = sum(charge.cache_write_tokens or 0 for charge in self.charges)
+        if not cached and not wrote:
+            return []
+        return [("hosted input", f"{read} tokens ({cached} from a cache, {wrote} written to one)")]
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

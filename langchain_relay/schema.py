@@ -54,6 +54,7 @@ class CallOutcome(TypedDict):
     input_tokens: int | None
     output_tokens: int | None
     cached_input_tokens: int | None
+    cache_write_tokens: int | None
     reasoning_tokens: int | None
     cost_nanousd: int | None
     overage_nanousd: int
@@ -151,6 +152,7 @@ def _outcome(event: SpanClosed | CallFailed) -> dict[str, Any]:
         "input_tokens": _total(charges, "input_tokens"),
         "output_tokens": _total(charges, "output_tokens"),
         "cached_input_tokens": _total(charges, "cached_input_tokens"),
+        "cache_write_tokens": _total(charges, "cache_write_tokens"),
         "reasoning_tokens": _total(charges, "reasoning_tokens"),
         "cost_nanousd": total_cost_nanousd(charges),
         "overage_nanousd": sum(charge.overage_nanousd for charge in charges),

@@ -194,20 +194,37 @@ def doctor(
         str | None,
         typer.Option(
             help="Hosted model, such as openai:gpt-5-mini: it is sent one request of some 60 "
-            "tokens that says how it continues a begun answer. Without this nothing is sent."
+            "tokens that says how it continues a begun answer. Without this nothing is sent, and "
+            "the verdicts of earlier probes are listed."
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where that model is, if it is a server of your own that speaks OpenAI's "
+            "protocol, such as http://127.0.0.1:8080/v1; with --delegate openai:MODEL."
         ),
     ] = None,
 ) -> None:
     """Look whether everything is there: compiler, llama.cpp, model, template, threads, speed.
 
-    With --delegate also how the hosted model continues a begun answer; the verdict is kept on disk
-    and decides how drafts are shown to it from then on.
+    With --delegate also what the hosted model costs and how it continues a begun answer; the
+    verdict is kept on disk and decides how drafts are shown to that model from then on, by
+    whatever LangChain class of the same provider.
+
+    Try:
+
+    langchain-relay doctor --delegate anthropic:claude-haiku-4-5
+
+    langchain-relay doctor --delegate openai:qwen --base-url http://127.0.0.1:8080/v1
     """
     from rich.console import Console
 
     from langchain_relay.cli.doctor import examine, report
 
-    if not report(examine(model, delegate), Console()):
+    if base_url is not None and delegate is None:
+        raise typer.BadParameter("--base-url goes with --delegate openai:MODEL")
+    if not report(examine(model, delegate, base_url), Console()):
         raise typer.Exit(1)
 
 

@@ -48,6 +48,7 @@ class Received:
     text: str = ""
     last: Delta = field(default_factory=Delta)
     sent: bool = False
+    sent_at: float | None = None
     answered: bool = False  # anything came at all: then there was a response header
     charge: Charge | None = None  # once it is settled
 

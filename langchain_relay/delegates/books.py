@@ -210,6 +210,7 @@ class Books:
             output_tokens=usage.output_tokens,
             cached_input_tokens=usage.cached_input_tokens,
             reasoning_tokens=usage.reasoning_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
             cost_nanousd=cost,
             overage_nanousd=max(0, (cost or 0) - worst) if worst is not None else 0,
         )

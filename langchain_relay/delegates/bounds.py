@@ -131,18 +131,25 @@ class TokenBound:
             self._most = tokens + _SLACK, len(self._text)
 
     def _cut(self, text: str) -> None:
-        """End at the longest beginning of `text` that is its first tokens, at most n of them."""
+        """End behind the last whole character that the first n tokens of `text` are sure to cover.
+
+        A boundary of tokens is looked for. Where the n-th token ends inside a character, there is
+        none; then each token behind the last one that was found covers at least a byte.
+        """
         self.over = True
         ids = list(self._encode(text))
         rest = text[self._settled :]
         fitting = self._settled + fitting_chars(
             rest, self._n, lambda part: self._count(text[: self._settled] + part)
         )
-        for end in range(min(len(text), fitting + _SCAN_CHARS), self._settled, -1):
-            found = list(self._encode(text[:end]))
-            if len(found) <= self._n and found == ids[: len(found)]:
-                self._settled = end
-                return
+        end, tokens = self._settled, self._count(text[: self._settled])
+        for at in range(min(len(text), fitting + _SCAN_CHARS), self._settled, -1):
+            head = list(self._encode(text[:at]))
+            if len(head) <= self._n and head == ids[: len(head)]:
+                end, tokens = at, len(head)
+                break
+        covered = text[end:].encode(errors="replace")[: self._n - tokens]
+        self._settled = end + len(covered.decode(errors="ignore"))
 
     def _count(self, text: str) -> int:
         return len(self._encode(text))

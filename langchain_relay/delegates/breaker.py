@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from math import inf
 
 OPENS_AFTER = 5
 """Attempts in a row without a response header that open a breaker."""
@@ -26,10 +27,14 @@ class Breaker:
     Attributes:
         unanswered: Attempts in a row that ended before any response header.
         probe_at: When open: the time from which one attempt may go out. `None`: closed.
+        known_at: When it was last heard to answer, or found dead. What was sent before that says
+            nothing new: many attempts that hang at once would else open it long after the host is
+            back, or keep it open from one late failure to the next.
     """
 
     unanswered: int = 0
     probe_at: float | None = None
+    known_at: float = -inf
 
     def left_s(self, now: float) -> float:
         """Seconds until an attempt may go out; 0: it may now."""
@@ -39,10 +44,14 @@ class Breaker:
         """An attempt goes out; from an open breaker it is the only one for `OPEN_S`."""
         return self if self.probe_at is None else replace(self, probe_at=now + OPEN_S)
 
-    def failed(self, now: float) -> Breaker:
-        """An attempt ended before any response header."""
+    def failed(self, now: float, sent_at: float) -> Breaker:
+        """An attempt that was sent at `sent_at` ended before any response header."""
+        if sent_at < self.known_at:
+            return self
         unanswered = self.unanswered + 1
-        return Breaker(unanswered, now + OPEN_S if unanswered >= OPENS_AFTER else None)
+        if unanswered < OPENS_AFTER:
+            return replace(self, unanswered=unanswered)
+        return Breaker(unanswered, now + OPEN_S, now)
 
 
 CLOSED = Breaker()
@@ -72,16 +81,18 @@ class Breakers:
                 self._known[url or ""] = known.sent(now)
             return left_s
 
-    def answered(self, url: str | None) -> None:
+    def answered(self, url: str | None, now: float) -> None:
         """A response header came: the host is there."""
-        with self._lock:
-            self._known.pop(url or "", None)
-
-    def failed(self, url: str | None, now: float) -> None:
-        """An attempt ended before any response header."""
         if url:
             with self._lock:
-                self._known[url] = self._known.get(url, CLOSED).failed(now)
+                self._known[url] = Breaker(known_at=now)
+
+    def failed(self, url: str | None, now: float, sent_at: float | None = None) -> None:
+        """An attempt, sent at `sent_at` or just now, ended before any response header."""
+        if url:
+            sent_at = now if sent_at is None else sent_at
+            with self._lock:
+                self._known[url] = self._known.get(url, CLOSED).failed(now, sent_at)
 
     def forget(self) -> None:
         """Close every breaker."""

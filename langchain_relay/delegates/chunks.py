@@ -27,7 +27,7 @@ FINISH_KEYS: Mapping[str, tuple[str, ...]] = {
     "ChatMistralAI": ("finish_reason",),
     "ChatGroq": ("finish_reason",),
     "ChatFireworks": ("finish_reason",),
-    "ChatGoogleGenerativeAI": ("finish_reason",),
+    "ChatGoogleGenerativeAI": ("finish_reason", "prompt_feedback"),
 }
 """Where each class (or a base of it) says why it ended; their streams end with one of these.
 
@@ -43,12 +43,18 @@ _ANY_FINISH_KEY = (
     "done_reason",
     "incomplete_details",
     "status",
+    "prompt_feedback",
 )
 
 _STOP = frozenset(
     {"stop", "end_turn", "stop_sequence", "eos", "eos_token", "completed", "complete"}
 )
-_LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_LENGTH = frozenset(
+    {
+        *("length", "max_tokens", "max_output_tokens"),
+        *("model_length", "model_context_window_exceeded"),  # Mistral, Anthropic
+    }
+)
 _NOT_YET = frozenset({"", "none", "null", "finish_reason_unspecified", "in_progress", "queued"})
 
 
@@ -59,8 +65,10 @@ def families(model: object) -> frozenset[str]:
 
 def normal_finish(reason: Any) -> str | None:
     """`stop`, `length`, the provider's own word in lower case, or `None` if it has not ended."""
-    if isinstance(reason, Mapping):  # incomplete_details of the Responses API
-        reason = reason.get("reason")
+    if isinstance(reason, Mapping):
+        if reason.get("block_reason"):  # Gemini's prompt_feedback
+            return "prompt_blocked"
+        reason = reason.get("reason")  # incomplete_details of the Responses API
     word = str(getattr(reason, "name", reason) if reason is not None else "").lower()
     if word in _NOT_YET:
         return None
@@ -162,7 +170,11 @@ class ChunkReader:
         return Delta(finish="stop")
 
     def _counted(self, message: Any) -> Usage | None:
-        """The counts so far: LangChain's add up over the chunks (Anthropic's come in two)."""
+        """The counts so far: LangChain's add up over the chunks.
+
+        No request has an input of 0 tokens. That is what langchain-anthropic 1.7.7 makes of a
+        server which tells the input in `message_start` only, and it would be free of charge.
+        """
         metadata = message.usage_metadata if isinstance(message, AIMessage) else None
         if not metadata:
             return None

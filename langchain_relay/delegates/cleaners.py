@@ -1,52 +1,183 @@
 """What chat models add to a continuation they were asked for, and how it is taken out.
 
-Three stages, each fed a span piece by piece: an opener, a code fence, a repeated draft. Each looks
-at one character at a time, so any chunking of a span gives the same text, and passes text on as
-soon as it is sure.
+`Reply` puts four stages together, each fed a span piece by piece: the marker that the draft was
+shown behind, a repeated draft, an opener, a code fence. Each looks at one character at a time, so
+any chunking of a span gives the same text, and passes text on as soon as it is sure.
+
+Losing a word of an answer is worse than showing an opener. So where a draft stops decides what
+may be one: within a sentence no answer goes on with "Here is the continuation:"; behind one it may
+go on with "Here is the rest of the story:"; behind a colon or an opening quotation mark with
+anything. What only may be an opener is taken out if a repeated draft or a fence follows it.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal, Protocol
+
+# --- where a draft stops ------------------------------------------------------------------------
+
+Place = Literal["inside", "behind", "before"]
+"""Within a sentence, behind one, or before words that somebody says or that stand under a mark."""
+
+_SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f;\uff1b")
+_ANNOUNCES = frozenset(":\uff1a([{\u201c\u2018\u00ab\u201e\u300c\u300e\uff08\u2014|>=")
+_OPENING_QUOTE = re.compile(r"(?:^|[\s(\[{=,])[\"'`]+\Z")
+_CLOSING_QUOTES = "\"'`\u201d\u2019\u00bb\u300d\u300f)*_"
+_MARK = re.compile(r"(?:^|\n)[ \t>]*(?:[-*+\u2022]|\d+[.)]|#{1,6})\Z")
+
+
+def _place(draft: str) -> Place:
+    end = draft.rstrip()
+    if end[-1:] in _ANNOUNCES or _OPENING_QUOTE.search(end) or _MARK.search(end):
+        return "before"
+    if "\n" in draft[len(end) :] or end.rstrip(_CLOSING_QUOTES)[-1:] in _SENTENCE_ENDS:
+        return "behind"
+    return "inside"
+
+
+_FENCE_LINE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+
+
+def _open_code(draft: str) -> str | None:
+    """The info string of the code block that the draft ends in; `None`: it ends in none."""
+    mark, info = "", ""
+    for line in draft.split("\n"):
+        match = _FENCE_LINE.fullmatch(line.rstrip())
+        if match is None:
+            continue
+        if not mark:
+            mark, info = match[1], match[2].lower()
+        elif match[1].startswith(mark) and not match[2]:
+            mark = ""
+    return info if mark else None
+
+
+# --- markers ------------------------------------------------------------------------------------
+
+
+def marker(draft: str) -> str:
+    """A tag that the draft does not contain: nothing in a draft may look like its marker."""
+    tag, number = "draft", 1
+    while f"{tag}>" in draft:
+        number += 1
+        tag = f"draft-{number}"
+    return tag
+
+
+class Markers:
+    """Removes the marker that a draft was shown behind, where a reply repeats or closes it.
+
+    Attributes:
+        trimmed: What was removed.
+        opened: The reply begins with the marker, so it may begin with the draft.
+    """
+
+    def __init__(self, draft: str) -> None:
+        self.trimmed = ""
+        self.opened = False
+        tag = marker(draft.rstrip())
+        self._opening, self._closing = f"<{tag}>", f"</{tag}>"
+        self._held = ""
+        self._first = True
+
+    def push(self, text: str) -> str:
+        """Take a piece; returns what no longer can be a marker."""
+        return "".join(map(self._step, text))
+
+    def flush(self) -> str:
+        """The span has ended; returns the rest."""
+        text, self._held = self._held, ""
+        return text
+
+    def _step(self, char: str) -> str:
+        self._held += char
+        body = self._held.lstrip()
+        if self._first and self._opening.startswith(body):
+            if body == self._opening:
+                self.opened = True
+                self._first = False
+                self._drop()
+            return ""
+        self._first = False
+        at = self._held.rfind("<")
+        if at < 0 or not self._closing.startswith(self._held[at:]):
+            return self.flush()
+        shown, self._held = self._held[:at], self._held[at:]
+        if self._held == self._closing:
+            self._drop()
+        return shown
+
+    def _drop(self) -> None:
+        self.trimmed += self.flush()
+
 
 # --- openers ------------------------------------------------------------------------------------
 
 _YES = r"(?:sure(?:\ thing)?|certainly|of\ course|okay|ok|absolutely|alright|understood|got\ it)"
 _HERE = r"(?:here(?:'s|\u2019s|\ is|\ are)|below\ is)"
-_TEXT = r"(?:the\ |your\ )?(?:answer|draft|response|sentence|story|text)"
+_SELF = r"(?:the\ |your\ |this\ )?(?:answer|draft|response|reply|sentence|text)"
 _GOING_ON = (
     r"(?:i(?:'|\u2019)ll\ continue|i\ will\ continue|let\ me\ continue"
     r"|continuing|continuation|continued)"
-    rf"(?:\s+(?:from|where|with|directly|seamlessly|here|below|of|{_TEXT})\b[^:\n.]{{0,60}})?"
 )
-_WHAT_NEXT = (
-    r"(?:continu\w+|the\ rest|remain\w+|complet\w+|follow\w+|next\ (?:part|words?|tokens?))"
+_WHERE = (
+    rf"\s+(?:(?:(?:from|of|with)\s+)?{_SELF}\b[^:\n.]{{0,40}}"
+    r"|(?:from\s+)?where\b[^:\n.]{0,40}\b(?:left|stop|end|br[eo]ak|broke|cut)\w*[^:\n.]{0,20})"
+)
+_WHAT_NEXT = r"(?:continuation|the\ rest|remain\w+|complet\w+|follow\w+|next\ (?:part|words?))"
+_CJK_OPENER = (
+    r"(?:好的[\uff0c,。!\uff01]?\s*)?以下是[^\uff1a:\n]{0,6}?"
+    r"(?:续写|续文|接续|后续(?:内容|部分|文字)|(?:剩余|其余|余下)(?:内容|部分))"
+    r"[^\uff1a:\n]{0,6}[\uff1a:]"
 )
 
-_OPENER = re.compile(
+_INSIDE = re.compile(
     rf"""
-    (?: {_YES}[,.!:]*\s+ {_HERE}\b [^:\n]{{0,40}}?\b{_WHAT_NEXT} [^:\n]{{0,60}} :
-      | {_HERE}\b [^:\n]{{0,40}}?\b(?:continu\w+|rest\ of\ {_TEXT}) [^:\n]{{0,60}} :
-      | (?:{_YES}[,.!:]*\s+)? \**{_GOING_ON} \s*:\**
-      | {_YES}[.!] (?=\s*\n)
+    (?: {_YES}[,.!:]*\s+ {_HERE}\b [^:\n]{{0,40}}?\b{_WHAT_NEXT}\b [^:\n]{{0,60}} :
+      | {_HERE}\b [^:\n]{{0,40}}?\b(?:continuation|rest\ of\ {_SELF}) \b[^:\n]{{0,60}} :
+      | (?:{_YES}[,.!:]*\s+)? \**{_GOING_ON}(?:{_WHERE}|\s+(?:directly|here|below))?\s*:\**
       | [(\[] (?:continued|continuing|cont\.?) [)\]] :?
-      | (?:好的[\uff0c,。!\uff01]?\s*)?
-        以下是[^\uff1a:\n]{{0,20}}[续継接][^\uff1a:\n]{{0,20}}[\uff1a:]
-      | (?:好的[\uff0c,。!\uff01]?\s*)? (?:继续|续写|接续)[\uff1a:]
+      | {_CJK_OPENER}
     ) \s*
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 """Each says that a continuation comes: "Here are the remaining steps:" is part of an answer."""
 
+_BEHIND = re.compile(
+    rf"""
+    (?: (?:{_YES}[,.!:]*\s+)? {_HERE}\ (?:the|a|my|your)\ (?:direct\ |seamless\ )?
+        (?:continuation(?:\ of\ {_SELF})?|rest\ of\ {_SELF}) \s*:
+      | {_YES}[,.!:]*\s+ {_HERE}\ the\ (?:rest|text\ that\ (?:follows|comes\ next)) \s*:
+      | (?:{_YES}[,.!:]*\s+)? \**{_GOING_ON}{_WHERE}\s*:\**
+      | {_CJK_OPENER}
+    ) \s*
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Those that speak of the answer itself."""
+
+_MERE_YES = re.compile(
+    rf"(?:{_YES}[,.!:]*\s+|好的[\uff0c,。!\uff01]\s*|(?:继续|续写|接续)[\uff1a:]\s*)(?=\S)",
+    re.IGNORECASE,
+)
+
 _CUT_OPENER = re.compile(
     rf"{_YES}[,.!:]+\s*(?:here(?:'s|\u2019s)?|below|i(?:'|\u2019)ll\ continue|let\ me\ continue)\b"
-    r"[^:\n]{0,80}",
+    r"[^:\n]{0,80}(?<![.!?])",
     re.IGNORECASE,
 )
 """An opener that the length limit cut off."""
 
-_ELLIPSIS = re.compile(r"(?:\.{3,}|…)\s*(?=\w)")
+_ELLIPSIS = re.compile(r"(?:\.{3,}|\u2026)\s*(?=\w)")
+
+_LABELLED = re.compile(
+    r"(?:table|fig(?:ure|\.)?|chapter|section|part|appendix|listing|step|example|page|act|scene)"
+    r"\s+\S{1,6}\Z",
+    re.IGNORECASE,
+)
+"""What is really continued: `Table 3 (continued)`."""
 
 _GATES = (
     *("sure", "certainly", "of course", "okay", "ok", "absolutely", "alright", "understood"),
@@ -61,17 +192,27 @@ _OPENER_CHARS = 140
 
 
 class Openers:
-    """Removes what chat models say before they do as they were asked."""
+    """Removes what chat models say before they do as they were asked.
+
+    Attributes:
+        trimmed: What was removed.
+        doubtful: What stands between that and the text passed on, and may be an opener or text.
+    """
 
     def __init__(self, draft: str) -> None:
         self.trimmed = ""
+        self.doubtful = ""
         self._end = draft[-1:]
-        self._in_code = _in_code(draft)
+        self._last = draft.rstrip()[-1:]
+        self._place = _place(draft)
+        self._labelled = _LABELLED.search(draft.rstrip()) is not None
+        self._in_code = _open_code(draft) is not None
+        self._has_ellipsis = "..." in draft or "\u2026" in draft
         self._held = ""
         self._open = True
 
     def push(self, text: str) -> str:
-        """Take a piece; returns what is sure to stay."""
+        """Take a piece; returns what no longer can be an opener."""
         if not self._open:
             return text
         for at, char in enumerate(text):
@@ -88,35 +229,84 @@ class Openers:
         return self._joined()
 
     def _decided(self, *, final: bool) -> bool:
-        """Remove what is an opener; whether the rest can no longer begin with one."""
+        """Take out what is or may be an opener; whether the rest cannot begin with one."""
         while True:
             body = self._held.lstrip()
             if not body:
                 return final
-            match = _ELLIPSIS.match(body) if not self._in_code else None
-            match = match or (_OPENER.match(body) if _is_whole(body) or final else None)
-            if match is None and final:
-                match = _CUT_OPENER.fullmatch(body.rstrip())
-            if match is None or not match.end():
+            if end := self._sure(body, final=final):
+                self.trimmed += self.doubtful + self._cut(body, end)
+                self.doubtful = ""
+            elif end := self._maybe(body, final=final):
+                self.doubtful += self._cut(body, end)
+            else:
                 return final or not self._may_begin(body)
-            cut = len(self._held) - len(body) + match.end()
-            self.trimmed += self._held[:cut]
-            self._held = self._held[cut:]
+
+    def _cut(self, body: str, end: int) -> str:
+        """Take `end` characters of `body`, which `_held` ends in, and all before it."""
+        at = len(self._held) - len(body) + end
+        piece, self._held = self._held[:at], self._held[at:]
+        return piece
+
+    def _sure(self, body: str, *, final: bool) -> int:
+        """Where an opener ends that cannot be the draft's own text."""
+        if self._place == "before":
+            return 0
+        match = None
+        if self._place == "inside" and self._ellipsis_is_odd():
+            match = _ELLIPSIS.match(body)
+        if match is None and (final or _is_whole(body)):
+            match = self._pattern(body)
+        if match is None and final and self._place == "inside" and body[0].isupper():
+            match = _CUT_OPENER.fullmatch(body.rstrip())
+        return match.end() if match else 0
+
+    def _pattern(self, body: str) -> re.Match[str] | None:
+        if self._place == "behind":
+            return _BEHIND.match(body)
+        # Within a sentence its own words are small.
+        if body[0].islower() or (self._labelled and body[0] in "(["):
+            return None
+        return _INSIDE.match(body)
+
+    def _maybe(self, body: str, *, final: bool) -> int:
+        """Where something ends that is an opener if a repeated draft or a fence follows it."""
+        match = None if self._in_code else _ELLIPSIS.match(body)
+        if match is None and (final or _is_whole(body)):
+            match = _INSIDE.match(body)
+        if match is None and (final or not self._may_begin(body)):
+            match = _MERE_YES.match(body)
+        return match.end() if match else 0
+
+    def _ellipsis_is_odd(self) -> bool:
+        """Whether the draft is prose that does not use it, and stops behind a letter."""
+        return not (self._in_code or self._has_ellipsis) and self._last.isalpha()
 
     def _may_begin(self, body: str) -> bool:
         """Whether more text may turn `body` into an opener."""
-        if re.fullmatch(r"\.{1,2}|(?:\.{3,}|…)\s*", body):
+        if re.fullmatch(r"\.{1,2}|(?:\.{3,}|\u2026)\s*", body):
             return not self._in_code
-        start = body.lower()
-        gated = any(gate.startswith(start) or start.startswith(gate) for gate in _GATES)
-        return gated and len(body) <= _OPENER_CHARS and not _is_whole(body)
+        if len(body) > _OPENER_CHARS or _is_whole(body) or not _is_gated(body):
+            return False
+        yes = _MERE_YES.match(body)
+        return yes is None or _is_gated(body[yes.end() :], "thing")
 
     def _joined(self) -> str:
         """The text behind an opener, with the blank that the opener took along."""
         text, self._held, self._open = self._held, "", False
-        if self.trimmed[-1:].isspace() and _words_meet(self._end, text[:1]):
-            return " " + text
-        return text
+        shown = self.doubtful + text
+        if not (self.trimmed[-1:].isspace() and _words_meet(self._end, shown[:1])):
+            return text
+        if self.doubtful:
+            self.doubtful = " " + self.doubtful
+            return text
+        return " " + text
+
+
+def _is_gated(body: str, *more: str) -> bool:
+    """Whether `body` begins as openers do, as far as it goes."""
+    start = body.lower()
+    return any(gate.startswith(start) or start.startswith(gate) for gate in (*_GATES, *more))
 
 
 def _is_whole(body: str) -> bool:
@@ -129,7 +319,7 @@ def _is_whole(body: str) -> bool:
 
 def _words_meet(left: str, right: str) -> bool:
     """Whether two characters need a blank between them."""
-    if _is_cjk(left) or _is_cjk(right):
+    if is_cjk(left) or is_cjk(right):
         return False
     return (left.isalnum() or left in {",", ".", ";", ":", "!", "?", ")"}) and right.isalnum()
 
@@ -139,16 +329,23 @@ def _words_meet(left: str, right: str) -> bool:
 _PROSE_FENCES = frozenset({"", "text", "txt", "plaintext", "plain", "markdown", "md"})
 """Info strings of a fence that wraps the reply itself; ```python is part of the answer."""
 
+_MARKDOWN = frozenset({"markdown", "md"})
+"""Info strings of code that may contain fences itself."""
+
 _FENCE = re.compile(r"\s*```+([^`\n]*)\n")
 
 
 class Fence:
-    """Removes a code fence around the whole reply, and one that opens code that is open already."""
+    """Removes a code fence around the whole reply, and one that opens code that is open already.
+
+    No block of code begins within a sentence; anywhere else a fence may be the answer's own.
+    """
 
     def __init__(self, draft: str) -> None:
         self.trimmed = ""
         self._end = draft[-1:]
-        self._in_code = _in_code(draft)
+        self._inside = _place(draft) == "inside"
+        self._open_code = _open_code(draft)
         self._state = "opening"  # opening | wrapped | done
         self._held = ""
         self._line_start = True
@@ -180,14 +377,24 @@ class Fence:
             return ""
         match = _FENCE.fullmatch(self._held)
         info = match[1].strip().lower() if match else None
-        wraps = info in _PROSE_FENCES and not self._in_code
-        if not wraps and not (info and self._in_code):
+        wraps = info in _PROSE_FENCES and self._may_wrap(self._held[: -len(body)])
+        if not wraps and not self._is_open(info):
             self._state = "done"
             return self._release()
         self.trimmed += self._held
         self._held = ""
         self._state = "wrapped" if wraps else "done"
         return ""
+
+    def _may_wrap(self, blanks: str) -> bool:
+        return self._inside and self._open_code is None and "\n" not in blanks
+
+    def _is_open(self, info: str | None) -> bool:
+        """Whether the draft ends in code that such a fence opened."""
+        opened = self._open_code
+        if not info or not opened or opened in _MARKDOWN:
+            return False
+        return opened.startswith(info) or info.startswith(opened)
 
     def _wrapped(self) -> str:
         """Hold a line break and a line of backticks until it is known whether they close."""
@@ -220,11 +427,6 @@ class Fence:
         return text
 
 
-def _in_code(draft: str) -> bool:
-    """Whether the draft ends inside a code block."""
-    return len(re.findall(r"^ {0,3}```", draft, re.MULTILINE)) % 2 == 1
-
-
 # --- repeated drafts ----------------------------------------------------------------------------
 
 _MIN_OVERLAP_CHARS = 12
@@ -242,15 +444,22 @@ class Echo:
     """Removes the end of the draft, or all of it, from the start of a reply; tells a restart.
 
     Letter case and blanks do not count. Every place of the draft at which the reply so far could
-    be read off is a candidate; a candidate that reaches the draft's end is an overlap.
+    be read off is a candidate; a candidate that reaches the draft's end is an overlap. What the
+    draft says twice may be said a third time, and is no overlap. A reply that goes on from the
+    draft's start, or from `start`, where the hosted model saw it begin, without reaching its end,
+    is a restart.
     """
 
-    def __init__(self, draft: str) -> None:
+    def __init__(self, draft: str, start: int = 0) -> None:
         self.trimmed = ""
         self.restart = False
-        self._draft = [_fold(char) for char in draft if not char.isspace()]
+        self.expected = False  # little is enough behind a marker
+        self._text = draft
+        self._draft = _folded(draft)
         first = max(0, len(self._draft) - _LONGEST_OVERLAP_CHARS)
-        self._candidates = [0, *range(max(1, first), len(self._draft))]
+        self._starts = {0, len("".join(draft[:start].split()))}
+        candidates = {*self._starts, *range(first, len(self._draft))}
+        self._candidates = sorted(at for at in candidates if at < len(self._draft))
         self._matched = 0  # characters of the reply, blanks aside
         self._held = ""
         self._overlap = 0  # end of the longest overlap, in the held text
@@ -281,7 +490,7 @@ class Echo:
         at, end = self._matched, len(self._draft)
         alive = [i for i in self._candidates if self._draft[i + at] == char]
         self._matched += 1
-        if alive and alive[0] == 0:
+        if not self._starts.isdisjoint(alive):
             self._from_start = len(self._held)
         if any(i + self._matched == end for i in alive):
             self._overlap = self._counts(len(self._held)) or self._overlap
@@ -289,20 +498,60 @@ class Echo:
 
     def _counts(self, end: int) -> int:
         """`end`, if the held text up to there is long enough to be a repetition; else 0."""
-        return end if _is_long(self._held[:end], *_OVERLAP) else 0
+        least = _EXPECTED if self.expected else _OVERLAP
+        return end if _is_long(self._held[:end], *least) else 0
 
     def _settled(self) -> str:
         self._open = False
         text, self._held = self._held, ""
-        if self._from_start > self._overlap and _is_long(text[: self._from_start], *_RESTART):
+        if self._overlap and self._recurs(text[: self._overlap]):
+            self._overlap = 0
+        if self._from_start > self._overlap and self._restarts(text[: self._from_start]):
             self.restart = True
             self.trimmed += text
             return ""
         self.trimmed += text[: self._overlap]
         return text[self._overlap :]
 
+    def _recurs(self, text: str) -> bool:
+        """Whether the draft has `text` in more than one place."""
+        draft, wanted = "".join(self._draft), "".join(_folded(text))
+        return draft.find(wanted) != draft.rfind(wanted)
+
+    def _restarts(self, text: str) -> bool:
+        """Whether a reply that begins with `text`, as the draft does, starts the answer again."""
+        if not _is_long(text, *(_EXPECTED if self.expected else _RESTART)):
+            return False
+        if self.expected or not (_is_in_lines(self._text) or self._recurs(text)):
+            return True
+        # Lines of code, lists and poems begin alike, and so does what was said twice.
+        return len(_folded(text)) > len(_folded(_first_part(self._text)))
+
+
+_FIRST_PART = re.compile(r"\s*(?:[^\n]*?[.!?](?=\s)|[^\n]*?[\u3002\uff01\uff1f]|[^\n]*)")
+
+
+def _first_part(draft: str) -> str:
+    """The first line of lines, else the first sentence."""
+    if _is_in_lines(draft):
+        return draft.lstrip().partition("\n")[0]
+    match = _FIRST_PART.match(draft)
+    return match[0] if match else ""
+
+
+def _is_in_lines(draft: str) -> bool:
+    """Whether the draft stops at the start of a line and is written in lines, not paragraphs."""
+    body = draft.rstrip()
+    breaks = draft[len(body) :].count("\n")
+    return breaks == 1 or (breaks > 1 and re.search(r"\S[ \t]*\n[ \t]*\S", body) is not None)
+
+
+def _folded(text: str) -> list[str]:
+    return [_fold(char) for char in text if not char.isspace()]
+
 
 _OVERLAP = (_MIN_OVERLAP_CHARS, _MIN_OVERLAP_WORDS, _MIN_OVERLAP_CJK_CHARS)
+_EXPECTED = (4, 1, 2)
 _RESTART = (_MIN_RESTART_CHARS, _MIN_RESTART_WORDS, _MIN_RESTART_CJK_CHARS)
 
 
@@ -310,7 +559,7 @@ def _is_long(text: str, chars: int, words: int, cjk_chars: int) -> bool:
     """Whether `text` is too long to be equal to a part of the draft by chance."""
     parts = text.split()
     length = len(" ".join(parts))
-    if sum(map(_is_cjk, text)) * 2 > length:
+    if sum(map(is_cjk, text)) * 2 > length:
         return length >= cjk_chars
     return length >= chars and len(parts) >= words
 
@@ -332,5 +581,93 @@ _CJK = (
 )
 
 
-def _is_cjk(char: str) -> bool:
+def is_cjk(char: str) -> bool:
+    """Whether it is of a script without blanks between words."""
     return bool(char) and any(low <= ord(char) <= high for low, high in _CJK)
+
+
+# --- all together -------------------------------------------------------------------------------
+
+
+class Reply:
+    """Removes from a reply what is no continuation of the draft.
+
+    Args:
+        draft: The text shown so far.
+        start: Where in it the hosted model saw it begin.
+
+    Attributes:
+        restart: The reply starts the answer again.
+    """
+
+    def __init__(self, draft: str, start: int = 0) -> None:
+        self._draft = draft
+        self._start = start
+        self._markers = Markers(draft)
+        self._echo = Echo(draft, start)
+        self._openers = Openers(draft)
+        self._fence = Fence(draft)
+        self._second: Echo | None = None  # looks for the draft behind an opener or a fence
+        self._settled = False
+
+    @property
+    def restart(self) -> bool:
+        """Whether the reply starts the answer again."""
+        return self._echo.restart or (self._second is not None and self._second.restart)
+
+    @property
+    def trimmed(self) -> str:
+        """What was removed so far."""
+        second = self._second.trimmed if self._second else ""
+        doubtful = self._openers.doubtful if self._fence.trimmed or second else ""
+        stages = self._markers, self._echo, self._openers, self._fence
+        first, echo, openers, fence = (stage.trimmed for stage in stages)
+        return first + echo + openers + doubtful + fence + second
+
+    def push(self, text: str) -> str:
+        """Take a piece; returns what is sure to stay."""
+        return self._through(text, final=False)
+
+    def flush(self) -> str:
+        """The reply has ended; returns the rest."""
+        return self._through("", final=True)
+
+    def _through(self, text: str, *, final: bool) -> str:
+        text = _passed(self._markers, text, final=final)
+        self._echo.expected = self._markers.opened
+        text = _passed(self._echo, text, final=final)
+        if self._echo.trimmed:
+            return text  # who has repeated the draft goes on with it
+        for stage in (self._openers, self._fence):
+            text = _passed(stage, text, final=final)
+        if self._settled:
+            return text
+        return self._behind_them(text, final=final)
+
+    def _behind_them(self, text: str, *, final: bool) -> str:
+        """Look for the draft behind what was taken out, and decide what was doubtful."""
+        openers, fence = self._openers, self._fence
+        if openers.trimmed or openers.doubtful or fence.trimmed:
+            self._second = self._second or Echo(self._draft, self._start)
+            text = _passed(self._second, text, final=final)
+        if self.restart or not (text or final):
+            return ""
+        self._settled = True
+        found = fence.trimmed or (self._second and self._second.trimmed)
+        return text if found else openers.doubtful + text
+
+
+class Stage(Protocol):
+    """Sees a reply piece by piece, and says what of it is to be shown."""
+
+    def push(self, text: str) -> str:
+        """Take a piece; returns what is sure to be shown."""
+        ...
+
+    def flush(self) -> str:
+        """The reply has ended; returns the rest."""
+        ...
+
+
+def _passed(stage: Stage, text: str, *, final: bool) -> str:
+    return stage.push(text) + (stage.flush() if final else "")

@@ -1,8 +1,8 @@
 """How a draft is shown to a hosted model so that it is continued, and how the seam is mended.
 
 Nothing here sends anything, or knows a provider. Modes, best first: `prefill` and `flag` (a
-trailing assistant message), `completion` (raw text), `instruct` (the draft between markers and the
-request to write only what follows), `handoff` (the same, to the end of the answer). The first
+trailing assistant message), `completion` (raw text), `instruct` (the request to write only what
+follows, and the draft behind it), `handoff` (the same, to the end of the answer). The first
 three are literal: the model sees an open text and goes on. The other two are asked for it, so
 their seams are cleaned of what chat models add or repeat.
 
@@ -13,9 +13,10 @@ them). They are shown already, so a span that begins with them loses them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from langchain_relay.delegates.cleaners import Echo, Fence, Openers
+from langchain_relay.delegates.cleaners import Reply, Stage, marker
+from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
@@ -33,43 +34,46 @@ PromptBuilder = Callable[[Sequence["BaseMessage"], str], str]
 # --- what is sent -------------------------------------------------------------------------------
 
 _REQUEST = """\
-The answer to the message above is already begun. What is written so far stands between \
-<{tag}> and </{tag}>:
+Below, behind <{tag}>, is the beginning of the answer to the message above; it breaks off. {task} \
+Do not repeat any of it and do not introduce your text. If a new word comes next, begin with a \
+blank; if the text breaks off within a word, begin with the rest of that word.
 
-<{tag}>{draft}</{tag}>
-
-{task} Your reply is glued to the last character of the draft, so:
-- Do not repeat any of the draft, do not start the answer again, do not introduce your text.
-- Keep its language, tone and format.
-- If a new word comes next and the draft does not end in a blank, begin with a blank. If the draft \
-ends in the middle of a word, begin with the rest of that word.
-- No quotation marks, tags or code fence around your text."""
+<{tag}>{draft}"""
+"""Of the requests tried, the one with the largest share of clean seams (docs/seams.md). The draft
+is its open end, and what stands before it is the same from call to call, so that provider caches
+find it. For that reason the length, which the API limits, is not asked for."""
 
 _TASKS = {
-    "instruct": (
-        "Write only the text that comes directly after it, about {max_tokens} tokens. Someone "
-        "else goes on from where you stop; you may stop in the middle of a sentence."
-    ),
-    "handoff": (
-        "Finish the answer: write everything that is still missing, in at most about {max_tokens} "
-        "tokens."
-    ),
+    "instruct": "Write what comes directly after its last character, and nothing else.",
+    "handoff": "Finish the answer: write everything that is still missing.",
 }
 
 
+CLIPPED = "[The beginning of the draft is left out here.]\n"
+"""Stands in front of a draft of which only the end is sent, where a model is asked in words."""
+
+
 def continue_messages(
-    messages: Sequence[BaseMessage], draft: str, mode: Mode, max_tokens: int
+    messages: Sequence[BaseMessage],
+    draft: str,
+    mode: Mode,
+    *,
+    clipped: bool = False,
 ) -> list[BaseMessage]:
     """The conversation a hosted chat model is sent so that it continues `draft`.
 
     The user's own messages, system prompt included, stay as they are; with an empty draft they
     are all there is. In `flag` mode the provider's flags are put on by the delegate.
 
+    What changes from call to call, such as `max_tokens`, stands behind the draft. So two requests
+    of one answer are equal up to the end of the shorter draft, and providers find that in their
+    caches. (A draft that contains its own marker is given another one: from there on once more.)
+
     Args:
         messages: The user's conversation.
         draft: The answer so far.
         mode: Any but `completion`, which has no messages: see `completion_prompt`.
-        max_tokens: The length that is asked for in words; the limit itself is the API's.
+        clipped: `draft` is only the end of it; whoever is asked in words is told so.
 
     Raises:
         ValueError: `mode` is `completion`.
@@ -83,17 +87,10 @@ def continue_messages(
         return list(messages)
     if mode not in _TASKS:
         return [*messages, AIMessage(shown)]
-    task = _TASKS[mode].format(max_tokens=max_tokens)
-    return _with_request(messages, _REQUEST.format(tag=_tag(shown), draft=shown, task=task))
-
-
-def _tag(draft: str) -> str:
-    """A marker that the draft does not contain: nothing in a draft may close it."""
-    tag, number = "draft", 1
-    while f"{tag}>" in draft:
-        number += 1
-        tag = f"draft-{number}"
-    return tag
+    shown = f"{CLIPPED if clipped else ''}{shown}"
+    return _with_request(
+        messages, _REQUEST.format(tag=marker(shown), draft=shown, task=_TASKS[mode])
+    )
 
 
 def _with_request(messages: Sequence[BaseMessage], request: str) -> list[BaseMessage]:
@@ -126,6 +123,9 @@ def completion_prompt(
         draft: The answer so far.
         template: A function of (messages, draft), or the model's Jinja chat template. `None`: a
             plain transcript, for base models.
+
+    Raises:
+        UsageMistake: the template is broken, or refuses the messages.
     """
     if callable(template):
         return template(messages, draft.rstrip())
@@ -136,22 +136,23 @@ def completion_prompt(
 
 
 def _render(template: str, messages: Sequence[BaseMessage]) -> str:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import TemplateError
     from langchain_core.messages import convert_to_openai_messages
 
-    # The whitespace rules of Hugging Face's apply_chat_template, which templates are written for.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(template).render(
-        messages=convert_to_openai_messages(list(messages)),
-        add_generation_prompt=True,
-        bos_token="",  # the server puts it in front itself
-        eos_token="",
-    )
+    from langchain_relay.local.template import compiled
 
-
-def _raise_exception(message: str) -> None:
-    raise ValueError(f"the chat template refuses these messages: {message}")
+    try:
+        text: str = compiled(template).render(
+            messages=convert_to_openai_messages(list(messages)),
+            add_generation_prompt=True,
+            bos_token="",  # the server puts it in front itself
+            eos_token="",
+        )
+    except TemplateError as error:
+        raise UsageMistake(f"the chat template refuses these messages: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UsageMistake(f"the chat template fails on these messages: {error}") from error
+    return text
 
 
 # --- the seam -----------------------------------------------------------------------------------
@@ -163,35 +164,33 @@ class Seam:
     Literal modes lose nothing but the blanks that were withheld and are shown already. In the
     others an opener ("Sure, here is the continuation:"), a code fence around the reply and a
     repeated end of the draft are removed, and a reply that starts the answer again is recognised:
-    then nothing of it is shown. Any chunking of a span gives the same text.
+    then nothing of it is shown. What may as well be part of the answer stays. Any chunking of a
+    span gives the same text.
 
     Args:
         draft: The text shown so far, trailing blanks included.
         mode: How it was shown to the hosted model.
+        start: Where the part of the draft begins that the hosted model was sent.
 
     Attributes:
         restart: The span starts the answer again instead of continuing it.
     """
 
-    def __init__(self, draft: str, mode: Mode) -> None:
+    def __init__(self, draft: str, mode: Mode, start: int = 0) -> None:
         blanks = _Blanks(draft[len(draft.rstrip()) :])
-        self._echo: Echo | None = None
-        self._cleaners: list[_Cleaner] = []
-        self._stages: list[_Stage] = [blanks]
-        if mode not in LITERAL_MODES and draft.strip():
-            self._echo = Echo(draft)
-            self._cleaners = [Openers(draft), Fence(draft), self._echo]
-            self._stages = [*self._cleaners, blanks]
+        asked = mode not in LITERAL_MODES and bool(draft.strip())
+        self._reply = Reply(draft, start) if asked else None
+        self._stages: list[Stage] = [self._reply, blanks] if self._reply else [blanks]
 
     @property
     def restart(self) -> bool:
         """Whether the span starts the answer again."""
-        return self._echo is not None and self._echo.restart
+        return self._reply is not None and self._reply.restart
 
     @property
     def trimmed(self) -> str:
         """What was removed of the span so far, withheld blanks aside."""
-        return "".join(cleaner.trimmed for cleaner in self._cleaners)
+        return self._reply.trimmed if self._reply else ""
 
     def push(self, text: str) -> str:
         """Take a piece of the span; returns what is now sure to be shown."""
@@ -239,15 +238,6 @@ class Repeated:
         """The reply has ended; returns what was withheld."""
         held, self._held, self._expected = self._held, "", ""
         return held
-
-
-class _Stage(Protocol):
-    def push(self, text: str) -> str: ...
-    def flush(self) -> str: ...
-
-
-class _Cleaner(_Stage, Protocol):
-    trimmed: str
 
 
 class _Blanks:

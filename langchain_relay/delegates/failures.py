@@ -128,8 +128,8 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
     stood and for a request that was never built: then the provider has nothing to bill. `answered`
     is `True` behind a response header, `False` where the connection or the time ended before one.
     """
-    status = _http_status(error)
     names = _names_along_causes(error)
+    status = _http_status(error, names)
     functions = _functions_along_causes(error)
     if not received and status is None and (names & _NO_REQUEST or functions & _BUILDERS):
         return _not_built(error, model)
@@ -175,8 +175,12 @@ def _is_timeout(error: Exception, names: frozenset[str]) -> bool:
 
 
 def _is_malformed_reply(error: Exception) -> bool:
-    """langchain-openai 1.7.3 lets these through from its reading of a reply."""
-    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+    """langchain-openai 1.7.3 and google-genai 2.34 let these through from reading a reply."""
+    return isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or _is_of_genai(error)
+
+
+def _is_of_genai(error: Exception) -> bool:
+    return type(error).__name__ == "UnknownApiResponseError"  # its text is the reply
 
 
 def _is_retryable(
@@ -208,21 +212,31 @@ def _is_out_of_credit(error: Exception) -> bool:
     return getattr(error, "code", None) == "insufficient_quota"
 
 
-def _http_status(error: Exception) -> int | None:
-    """The HTTP status an SDK's error carries."""
-    response = getattr(error, "response", None)
-    for carrier in (error, response):
-        for name in ("status_code", "code", "status"):
-            value = getattr(carrier, name, None)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return int(value)
+def _http_status(error: Exception, names: frozenset[str]) -> int | None:
+    """The HTTP status an SDK's error carries, or the one it was raised from (google-genai)."""
+    nothing_came = bool(names & (_NEVER_CONNECTED | _CONNECTION_BROKE | _TIMED_OUT))
+    for link in _causes(error):
+        if type(link).__name__ in _CONNECTION_BROKE:
+            return None  # aiohttp's are raised from errors that number what broke like a status
+        if nothing_came and _is_litellms(link):
+            continue  # LiteLLM gives errors of the connection a status of its own
+        for carrier in (link, getattr(link, "response", None)):
+            for name in ("status_code", "code", "status"):
+                value = getattr(carrier, name, None)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    return int(value)
     return None
+
+
+def _is_litellms(link: BaseException) -> bool:
+    return type(link).__module__.startswith("litellm")
 
 
 def _names_along_causes(error: BaseException) -> frozenset[str]:
     """Class names of the error and of what it was raised from.
 
     Only `__cause__` is followed: `__context__` may be an earlier attempt that is being handled.
+    LiteLLM raises its own errors from inside a handler and names no cause.
     """
     return frozenset(cls.__name__ for link in _causes(error) for cls in type(link).__mro__)
 
@@ -240,15 +254,28 @@ def _causes(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and link not in causes:
         causes.append(link)
-        link = link.__cause__
+        link = link.__cause__ or (link.__context__ if _is_litellms(link) else None)
     return causes
 
 
 def _retry_after_s(error: Exception) -> float | None:
     """What the provider asked to wait, from `retry-after-ms` or `retry-after`."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if not isinstance(headers, Mapping):
-        return None
+    waits = (_asked_to_wait_s(headers) for link in _causes(error) for headers in _headers(link))
+    return next((wait for wait in waits if wait is not None), None)
+
+
+def _headers(link: BaseException) -> Iterator[Mapping[str, Any]]:
+    """Of the reply an error carries; LiteLLM keeps them beside a reply it makes up."""
+    response = getattr(link, "response", None)
+    for headers in (
+        getattr(response, "headers", None),
+        getattr(link, "litellm_response_headers", None),
+    ):
+        if isinstance(headers, Mapping):
+            yield headers
+
+
+def _asked_to_wait_s(headers: Mapping[str, Any]) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -277,7 +304,8 @@ def _seconds_until(http_date: Any) -> float | None:
 
 def _one_line(error: Exception) -> str:
     """The error's class and the first line of what it says, at most 300 characters."""
-    said = "malformed reply" if isinstance(error, json.JSONDecodeError) else str(error)
+    unread = isinstance(error, json.JSONDecodeError) or _is_of_genai(error)
+    said = "malformed reply" if unread else str(error)
     lines = said.strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0][:300]}"
     return text.removesuffix(": ")

@@ -64,7 +64,10 @@ LEAST_LEFT_S = 0.01
 """With less left of the deadline, no other model is asked."""
 
 WITHHELD = frozenset(
-    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
+    {
+        *("content_filter", "refusal", "safety", "recitation", "blocklist"),
+        *("prohibited_content", "spii", "prompt_blocked"),
+    }
 )
 """Finish reasons of OpenAI, Anthropic and Gemini that mean: not complete, and asking again will not
 help."""
@@ -247,9 +250,10 @@ class _HandOver:
         if received.answered or not isinstance(error, DelegateError):
             return  # told at the first piece; or an attempt of which nobody saw the end
         if error.answered:
-            self.terms.breakers.answered(self.member.host)
+            self.terms.breakers.answered(self.member.host, self.terms.clock())
         elif error.answered is False:
-            self.terms.breakers.failed(self.member.host, self.terms.clock())
+            now = self.terms.clock()
+            self.terms.breakers.failed(self.member.host, now, received.sent_at)
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -257,7 +261,8 @@ class _HandOver:
         """Send once. Returns why the span ended, or `None` and the error that may be retried."""
         self.tries += 1
         received = Received()
-        text = _Text(Seam(self.view.draft, self.member.delegate.mode), self._bound())
+        seam = Seam(self.view.draft, self.member.delegate.mode, self._start)
+        text = _Text(seam, self._bound())
         why: EndWhy | None = None
         error: DelegateError | Abandoned | None = None
         try:
@@ -278,6 +283,11 @@ class _HandOver:
                 why, error = "cut", caught
         return why, error
 
+    @property
+    def _start(self) -> int:
+        """Where in the draft that part begins that is sent."""
+        return self.terms.window.start(self.view.draft)
+
     def _bound(self) -> Bound:
         vocabulary = self.member.vocabulary
         return ByteBound(self.n) if vocabulary is None else TokenBound(self.n, vocabulary.encode)
@@ -285,12 +295,13 @@ class _HandOver:
     def _stream(self, received: Received, text: _Text) -> Generator[Any, Any, EndWhy]:
         yield Admit(self.deadline, self.member.rate_limiters)
         self._check_circuit(self.terms.breakers.send)
+        received.sent_at = self.terms.clock()
         yield Send(self._sending(), self.member.delegate)
         received.sent = True
         while (delta := (yield Next(self.deadline))) is not None:
             if not received.answered:
                 received.answered = True
-                self.terms.breakers.answered(self.member.host)
+                self.terms.breakers.answered(self.member.host, self.terms.clock())
             received.add(delta)
             if (piece := self._piece(text.push(delta.text))) and (why := (yield piece)):
                 return (yield from self._hung_up(why, received))
@@ -322,13 +333,16 @@ class _HandOver:
 
     def _sending(self) -> Attempt:
         left_s = self.deadline - self.terms.clock()
+        start = self._start
         return Attempt(
             messages=self.view.messages,
-            draft=self.view.draft,
+            draft=self.view.draft[start:],
             max_tokens=self.n,
             stop=self.request.stop,
             timeout_s=None if left_s == float("inf") else max(0.001, left_s),
             model=self.member.model,
+            clipped=start > 0,
+            again=self.terms.again,
         )
 
     def _left(self) -> int:

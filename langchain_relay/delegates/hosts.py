@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Mode
@@ -51,6 +52,9 @@ class HostRule:
     echoes: bool = False
 
 
+AZURE = ("openai.azure.com", "cognitiveservices.azure.com", "services.ai.azure.com")
+"""Ends of the host names under which Azure serves OpenAI's models."""
+
 _CLAUDE_TO_4_5 = (
     r"claude-(instant|v?[123]\b)|claude-([a-z]+-)?[123]([-.]|$|@)"
     r"|claude-([a-z]+-)?4([-.][0-5](?!\d)|-\d{6,}|@|$|-(?![0-9]))"
@@ -59,6 +63,13 @@ _GEMINI_TO_3_5 = r"gemini-(1|2|3(?![.-]?[5-9]))|gemini-3\.5-flash(?!-lite)"
 _REASONS = r"gpt-oss|deepseek-r1|qwen-?3|qwq"
 
 HOSTS: tuple[HostRule, ...] = (
+    HostRule(
+        "LiteLLM before Claude up to 4.5, which needs no flag",
+        "prefill",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=_CLAUDE_TO_4_5,
+    ),
     HostRule(
         "Anthropic, Claude up to 4.5",
         "prefill",
@@ -168,11 +179,20 @@ HOSTS: tuple[HostRule, ...] = (
         classes=frozenset({"ChatOllama"}),
     ),
     HostRule(
-        "LiteLLM before DeepSeek, Mistral or Claude up to 4.5",
+        "LiteLLM before Mistral",
         "flag",
         "docs.litellm.ai/docs/completion/prefix",
         classes=frozenset({"ChatLiteLLM"}),
-        models=rf"^(deepseek|mistral)/|{_CLAUDE_TO_4_5}",
+        models=r"^mistral/",
+        flag="prefix",
+        echoes=True,
+    ),
+    HostRule(
+        "LiteLLM before DeepSeek",
+        "flag",
+        "docs.litellm.ai/docs/completion/prefix",
+        classes=frozenset({"ChatLiteLLM"}),
+        models=r"^deepseek/",
         flag="prefix",
     ),
     HostRule(
@@ -186,15 +206,33 @@ HOSTS: tuple[HostRule, ...] = (
         "OpenAI, chat and Responses",
         "instruct",
         "developers.openai.com/api/docs/api-reference/chat",
-        addresses=("api.openai.com", "openai.azure.com"),
+        addresses=("api.openai.com", *AZURE),
     ),
 )
 """The table.
 
 Servers that anybody runs anywhere have no address of their own: give `mode="flag"` for vLLM and
-SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226),
-`mode="prefill"` for llama.cpp's llama-server (its README), or probe. Read 2026-11-21.
+SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226) and
+for llama.cpp's llama-server, or probe. Read 2026-11-21. llama-server was tried (build 11434): in
+`prefill` mode it continues, too, but its reply repeats the draft, which only a probe finds out.
 """
+
+
+_OPENAI_HOSTS = (".openai.com", *(f".{end}" for end in AZURE))
+_OPENAI_MODELS = re.compile(r"(openai/)?(gpt-[3-9]|chatgpt|o[1-9])", re.IGNORECASE)
+
+
+def is_openais_host(base_url: str | None) -> bool:
+    """Whether OpenAI or Azure answers there."""
+    return f".{urlsplit(base_url or '').hostname}".endswith(_OPENAI_HOSTS)
+
+
+def is_openais(base_url: str | None, model: str) -> bool:
+    """Whether a model of OpenAI's answers, at its address or behind somebody's gateway.
+
+    These want `max_completion_tokens`; servers of other makers know `max_tokens`.
+    """
+    return is_openais_host(base_url) or bool(_OPENAI_MODELS.match(model))
 
 
 def host_rule(classes: Iterable[str], address: str, model: str) -> HostRule | None:

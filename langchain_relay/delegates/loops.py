@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
+
+_SDKS = frozenset({"openai", "anthropic", "groq"})
 
 
 class PerLoop(Generic[T]):
@@ -31,19 +34,28 @@ class PerLoop(Generic[T]):
         return self._made[loop]
 
 
-def with_own_connections(client: Any) -> Any:
-    """A copy of an `openai.AsyncOpenAI` client with its retries off and a pool of its own.
+def with_own_connections(client: Any, **transport: Any) -> Any:
+    """A copy of an async SDK client with its retries off and a pool of its own.
 
-    A client with an `http_client` that the user made keeps it: nobody else knows its settings.
+    The SDKs of OpenAI, Anthropic and Groq are built alike. A client with an `http_client` that the
+    user made keeps it: nobody else knows its settings.
+
+    Args:
+        client: `openai.AsyncOpenAI`, `anthropic.AsyncAnthropic` or `groq.AsyncGroq`.
+        transport: Further settings of the pool; `None` where there is none.
     """
     if not has_default_transport(client):
         return client.with_options(max_retries=0)
-    import openai
-
-    pool = openai.DefaultAsyncHttpxClient(timeout=client.timeout)
+    settings = {name: value for name, value in transport.items() if value is not None}
+    pool = _sdk(client).DefaultAsyncHttpxClient(timeout=client.timeout, **settings)
     return client.with_options(max_retries=0, http_client=pool)
 
 
+def _sdk(client: Any) -> Any:
+    packages = (cls.__module__.partition(".")[0] for cls in type(client).__mro__)
+    return import_module(next(name for name in packages if name in _SDKS))
+
+
 def has_default_transport(client: Any) -> bool:
-    """Whether the client's HTTP client was made by the `openai` package or by LangChain."""
+    """Whether the client's HTTP client was made by its SDK or by LangChain."""
     return type(client._client).__name__.endswith("HttpxClientWrapper")  # noqa: SLF001 - there is no public view

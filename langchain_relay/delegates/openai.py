@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
-from langchain_relay.delegates.chat_model import (
-    CONTINUE_FLAGS,
-    messages_bound,
-    without_credentials,
-)
+from langchain_relay.delegates.caching import cache_key, cache_rule, marked
+from langchain_relay.delegates.chat_model import messages_bound, without_credentials
 from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
+from langchain_relay.delegates.clients import CONTINUE_FLAGS
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
     Repeated,
@@ -25,10 +22,16 @@ from langchain_relay.delegates.continuation import (
     continue_messages,
 )
 from langchain_relay.delegates.failures import building, translated
-from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
+from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule, is_openais_host
 from langchain_relay.delegates.loops import PerLoop, has_default_transport, with_own_connections
 from langchain_relay.delegates.probe import Probing
 from langchain_relay.delegates.reasoning import least_reasoning
+from langchain_relay.delegates.responses import (
+    ResponsesReader,
+    input_items,
+    reasoning_settings,
+)
+from langchain_relay.delegates.settings import without_secrets
 from langchain_relay.delegates.tokenizers import (
     Tokenizer,
     Vocabulary,
@@ -37,17 +40,20 @@ from langchain_relay.delegates.tokenizers import (
     vocabulary_of,
 )
 from langchain_relay.engine.values import Attempt, Delta, Mode, Usage
-from langchain_relay.errors import DelegateTruncated, UnknownDelegate, UsageMistake
+from langchain_relay.errors import (
+    DelegateError,
+    DelegateTruncated,
+    UnknownDelegate,
+    UsageMistake,
+)
+from langchain_relay.local.template import compiled
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
 __all__ = ["OpenAIDelegate"]
 
-Api = Literal["chat", "completions"]
-
-_OPENAI_HOSTS = (".openai.com", ".openai.azure.com")
-"""Hosts that want `max_completion_tokens`; servers of other makers know `max_tokens`."""
+Api = Literal["chat", "responses", "completions"]
 
 
 class OpenAIDelegate(Probing):
@@ -55,6 +61,7 @@ class OpenAIDelegate(Probing):
 
     ```python
     OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini")
+    OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini", api="responses")
     OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen", mode="flag")
     OpenAIDelegate(openai.OpenAI(base_url=vllm), model="qwen-base", api="completions")
     ```
@@ -68,14 +75,16 @@ class OpenAIDelegate(Probing):
         client: Either flavour.
         model: The model's name at the host.
         async_client: The async flavour, if `client` is the sync one.
-        api: `chat` for `/chat/completions`, `completions` for `/completions`. `None`: `chat`, but
-            for OpenAI's completion models.
+        api: `chat` for `/chat/completions`, `responses` for `/responses`, `completions` for
+            `/completions`. `None`: `chat`, but for OpenAI's completion models. OpenAI's Responses
+            API refuses limits under 16 tokens.
         mode: How a draft is shown. `None`: what `delegates/hosts.py` says of address and model,
             `instruct` for who is not in there; `completion` for the completions API.
         flag: How `flag` mode is written: `prefix` or `partial` on the message, or the request's
             `continue_final_message` (vLLM, SGLang). `None`: what the table says, else the last.
         limit_name: Parameter that carries the limit; by default `max_completion_tokens` at OpenAI
-            and Azure, `max_tokens` elsewhere and for the completions API.
+            and Azure, `max_tokens` elsewhere and for the completions API, `max_output_tokens` for
+            the Responses API.
         prompt: For the completions API: a function of (messages, draft), or the model's Jinja
             chat template. `None`: a plain transcript.
         extra_body: Further fields of the request. Reasoning is turned off or to its least where
@@ -83,11 +92,12 @@ class OpenAIDelegate(Probing):
         name: What to call the model in events, spans and prices; by default `model`.
         tokenizer: The model's tokenizer: a function from a text to token ids, or the name of an
             encoding. `None`: what is at hand for `model`; see `ChatModelDelegate`.
+        prompt_cache: As in `ChatModelDelegate`.
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
         UnknownDelegate: `client` is no client of the `openai` package.
-        UsageMistake: `api` and `mode` do not go together.
+        UsageMistake: `api` and `mode` do not go together, or `prompt` is no template.
     """
 
     def __init__(
@@ -99,11 +109,13 @@ class OpenAIDelegate(Probing):
         api: Api | None = None,
         mode: Mode | None = None,
         flag: Spelling | None = None,
-        limit_name: Literal["max_tokens", "max_completion_tokens"] | None = None,
+        limit_name: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
+        | None = None,
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
         tokenizer: Tokenizer | str | None = None,
+        prompt_cache: bool | None = None,
     ) -> None:
         check_tokenizer(tokenizer)
         self._tokenizer = tokenizer
@@ -117,12 +129,21 @@ class OpenAIDelegate(Probing):
         self._echoes = self._mode == "flag" and rule is not None and rule.echoes
         self._limit_name = limit_name or _limit_name(self._clients.base_url, self._api)
         self._prompt = prompt
-        least = least_reasoning((), address, model) if self._api == "chat" else None
+        if isinstance(prompt, str):
+            compiled(prompt)
+        least = least_reasoning((), address, model) if self._api != "completions" else None
         self._extra_body = {**(least.body if least else {}), **(extra_body or {})}
+        self._cache = cache_rule(frozenset(), address, model, wanted=prompt_cache)
+        if self._api == "completions" or {"prompt_cache_key", "prompt_cache_options"} & set(
+            self._extra_body
+        ):
+            self._cache = None  # it has none of that, or the user steers it
         settings = dict(least.settings) if least else {}
+        if self._api == "responses":
+            settings = reasoning_settings(settings)
         self._settings = {k: v for k, v in settings.items() if k not in self._extra_body}
-        if mode is None and self._api == "chat":
-            self._take_verdict()
+        if self._api == "chat":
+            self._take_verdict(mode)
 
     @property
     def model(self) -> str:
@@ -159,8 +180,10 @@ class OpenAIDelegate(Probing):
             "base_url": self.base_url,
             "limit_name": self._limit_name,
             "prompt": self._prompt if isinstance(self._prompt, str) else bool(self._prompt),
-            "extra_body": self._extra_body,
+            "flag": self._flag if self._mode == "flag" else None,
+            "extra_body": without_secrets(self._extra_body),
             "settings": self._settings,
+            "client": self._clients.settings,
         }
 
     def input_bound(self, attempt: Attempt) -> int:
@@ -180,7 +203,7 @@ class OpenAIDelegate(Probing):
         Raises:
             DelegateError: the host failed; its subclasses say how.
         """
-        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
+        reader = self._reader(attempt)
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -193,7 +216,7 @@ class OpenAIDelegate(Probing):
 
     async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
         """Async twin of `stream`."""
-        reader = _Reader(Repeated(attempt.draft if self._echoes else ""))
+        reader = self._reader(attempt)
         with building(self.model):
             request = self._request(attempt)
         with translated(self.model, lambda: reader.received):
@@ -207,13 +230,50 @@ class OpenAIDelegate(Probing):
     # --- one request ----------------------------------------------------------------------------
 
     def _endpoint(self, client: Any) -> Any:
+        if self._api == "responses":
+            return client.responses
         return client.completions if self._api == "completions" else client.chat.completions
 
+    def _reader(self, attempt: Attempt) -> _Reader | ResponsesReader:
+        repeated = Repeated(attempt.draft if self._echoes else "")
+        return ResponsesReader(repeated) if self._api == "responses" else _Reader(repeated)
+
     def _messages(self, attempt: Attempt) -> list[BaseMessage]:
-        return continue_messages(attempt.messages, attempt.draft, self._mode, attempt.max_tokens)
+        return continue_messages(
+            attempt.messages,
+            attempt.draft,
+            self._mode,
+            clipped=attempt.clipped,
+        )
+
+    def _cached(self, attempt: Attempt, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What steers the host's cache: marks in `messages`, and fields of the request."""
+        if self._cache is None:
+            return {}
+        own = convert_to_openai_messages(list(attempt.messages))
+        contents = marked(
+            [message.get("content") or "" for message in messages],
+            [message.get("content") or "" for message in own],
+            [message["role"] == "assistant" for message in messages],
+            attempt.draft,
+            self._cache,
+            again=attempt.again,
+        )
+        for message, content in zip(messages, contents, strict=True):
+            if content:
+                message["content"] = content
+        return {**self._cache.options, **self._routing(attempt)}
+
+    def _routing(self, attempt: Attempt) -> dict[str, Any]:
+        """What brings requests that begin alike to one machine of the host's."""
+        routed = self._cache is not None and self._cache.routed
+        return {"prompt_cache_key": cache_key(attempt.messages)} if routed else {}
 
     def _raw_prompt(self, attempt: Attempt) -> str:
-        return completion_prompt(attempt.messages, attempt.draft, self._prompt)
+        try:
+            return completion_prompt(attempt.messages, attempt.draft, self._prompt)
+        except UsageMistake as error:  # these messages: the template itself was read before
+            raise DelegateError(f"{self.model}: {error}", retryable=False, sent=False) from error
 
     def _request(self, attempt: Attempt) -> dict[str, Any]:
         """What `create` is called with. Stop strings are not sent: see `ChatModelDelegate`."""
@@ -221,13 +281,9 @@ class OpenAIDelegate(Probing):
             "model": attempt.model or self._model,
             self._limit_name: attempt.max_tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            **self._shown(attempt),
             **self._settings,
         }
-        if self._api == "completions":
-            request["prompt"] = self._raw_prompt(attempt)
-        else:
-            request["messages"] = convert_to_openai_messages(self._messages(attempt))
         flagged = self._mode == "flag" and bool(attempt.draft.strip())
         if flagged and self._flag != "continue_final_message":
             request["messages"][-1][self._flag] = True
@@ -237,6 +293,16 @@ class OpenAIDelegate(Probing):
         if attempt.timeout_s is not None:
             request["timeout"] = attempt.timeout_s
         return request
+
+    def _shown(self, attempt: Attempt) -> dict[str, Any]:
+        """Conversation and draft, and how the API is asked for the usage."""
+        if self._api == "responses":  # it tells the usage unasked
+            return {"input": input_items(self._messages(attempt)), **self._routing(attempt)}
+        usage = {"stream_options": {"include_usage": True}}
+        if self._api == "completions":
+            return {**usage, "prompt": self._raw_prompt(attempt)}
+        messages = convert_to_openai_messages(self._messages(attempt))
+        return {**usage, **self._cached(attempt, messages), "messages": messages}
 
 
 class _Reader:
@@ -280,10 +346,19 @@ def _usage(usage: Any) -> Usage:
     return Usage(
         input_tokens=usage.prompt_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
-        cached_input_tokens=getattr(read, "cached_tokens", None),
+        cached_input_tokens=_first(
+            getattr(read, "cached_tokens", None),
+            getattr(usage, "prompt_cache_hit_tokens", None),  # DeepSeek's own name
+            getattr(usage, "cached_tokens", None),  # Kimi's
+        ),
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),
     )
+
+
+def _first(*counts: int | None) -> int | None:
+    """The first count that was given."""
+    return next((count for count in counts if count is not None), None)
 
 
 def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:
@@ -292,21 +367,27 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
     if api is None:
         api = "completions" if (mode or known) == "completion" else "chat"
     if mode is None:
-        chat: Mode = "instruct" if known == "completion" else known
+        named = known == "completion" or (api, known) == ("responses", "flag")
+        chat: Mode = "instruct" if named else known
         mode = "completion" if api == "completions" else chat
     if (mode == "completion") != (api == "completions"):
         raise UsageMistake(
             f"mode={mode!r} does not go with api={api!r}: the completions API takes a raw prompt "
-            f"(mode='completion'), the chat API takes messages (any other mode)"
+            f"(mode='completion'), the others take messages (any other mode)"
+        )
+    if (api, mode) == ("responses", "flag"):
+        raise UsageMistake(
+            "mode='flag' does not go with api='responses': its input items have no flags; use "
+            "api='chat', or mode='instruct'"
         )
     return api, mode
 
 
 def _limit_name(base_url: str, api: str) -> str:
-    host = f".{urlsplit(base_url).hostname}"
-    return (
-        "max_completion_tokens" if api == "chat" and host.endswith(_OPENAI_HOSTS) else "max_tokens"
-    )
+    if api == "responses":
+        return "max_output_tokens"
+    newer = api == "chat" and is_openais_host(base_url)
+    return "max_completion_tokens" if newer else "max_tokens"
 
 
 # --- clients ------------------------------------------------------------------------------------
@@ -331,6 +412,18 @@ class _Clients:
     @property
     def base_url(self) -> str:
         return str(next(iter(self._given.values())).base_url)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may change replies, without secrets."""
+        client = next(iter(self._given.values()))
+        known = {
+            "organization": client.organization,
+            "project": client.project,
+            "default_query": client._custom_query,  # noqa: SLF001 - there is no public view
+            "default_headers": client._custom_headers,  # noqa: SLF001 - the public view has the key in it
+        }
+        return {name: without_secrets(value) for name, value in known.items() if value}
 
     @cached_property
     def sync(self) -> Any:

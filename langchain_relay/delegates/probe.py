@@ -31,7 +31,7 @@ from langchain_relay.offline import refuse_offline
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Attempt, Delegate, Mode
 
-__all__ = ["Probed", "Probing", "Verdict", "classified", "remembered"]
+__all__ = ["Probed", "Probing", "Verdict", "classified", "kept", "remembered"]
 
 Verdict = Literal["literal", "echo", "restart", "reject"]
 """What a host does with a begun answer."""
@@ -76,11 +76,23 @@ def classified(reply: str) -> Verdict:
     if not text:
         raise DelegateError("the probe got an empty reply, which says nothing; probe again")
     variant, half_word = BEGUN.rsplit(" ", 1)
+    if text.startswith(variant.casefold()):
+        return "echo"
     word = next(word for word in SENTENCE.split() if word.startswith(half_word))
-    if text.startswith(word.removeprefix(half_word)):
-        return "literal"
-    repeats = text.startswith((variant.casefold(), word))
-    return "echo" if repeats else "restart"
+    return "literal" if _completes(word, half_word, reply.lstrip()) else "restart"
+
+
+def _completes(word: str, half_word: str, reply: str) -> bool:
+    """Whether a reply goes on within the half word and then with the sentence.
+
+    A small model may make another word of it (SmolLM2-135M makes "juggles"). What a reply begins
+    with must be no word of the sentence: "jumps over" begins the word again.
+    """
+    if reply.casefold().startswith(word.removeprefix(half_word)):
+        return True
+    first, _, rest = reply.partition(" ")
+    goes_on = SENTENCE.partition(word)[2].split()[:2]
+    return first.isalpha() and first.islower() and rest.split()[:2] == goes_on and first != word
 
 
 class Probing(ABC):
@@ -132,12 +144,14 @@ class Probing(ABC):
         literal._echoes = False  # noqa: SLF001 - as above
         return literal
 
-    def _take_verdict(self) -> None:
-        """Have the mode that the last probe allows, if there was one."""
+    def _take_verdict(self, chosen: Mode | None) -> None:
+        """Do as the last probe allows, if there was one; a mode that somebody chose is kept."""
         probed = remembered(self._literal().fingerprint)
-        if probed is not None:
-            literal = probed.verdict in {"literal", "echo"}
-            self._mode = probed.mode if literal else "instruct"
+        if probed is None:
+            return
+        if chosen is None:
+            self._mode = probed.mode if probed.verdict in {"literal", "echo"} else "instruct"
+        if self._mode == probed.mode:
             self._echoes = probed.verdict == "echo"
 
 
@@ -160,10 +174,20 @@ def _refused(error: DelegateError) -> Verdict:
 # --- kept on disk -------------------------------------------------------------------------------
 
 
+def kept() -> list[Probed]:
+    """All verdicts on disk, the newest first."""
+    found = [_read(path) for path in sorted(_folder().glob("*.json"))]
+    return sorted(filter(None, found), key=lambda probed: probed.day, reverse=True)
+
+
 def remembered(fingerprint: Mapping[str, Any]) -> Probed | None:
     """The verdict on a delegate with this fingerprint; `None`: it was not probed."""
+    return _read(_file(fingerprint))
+
+
+def _read(path: Path) -> Probed | None:
     try:
-        facts = json.loads(_file(fingerprint).read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
         probed = Probed(**facts)
         date.fromisoformat(probed.day)
     except (OSError, ValueError, TypeError):

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_relay.delegates.hosts import first_fitting
+from langchain_relay.delegates.hosts import AZURE, first_fitting
 
 __all__ = ["REASONING", "ReasoningRule", "least_reasoning"]
 
-_OPENAI = ("api.openai.com", "openai.azure.com")
+_OPENAI = ("api.openai.com", *AZURE)
 _OPENAI_PAGE = "developers.openai.com/api/docs/guides/reasoning, read 2026-11-21"
 _GEMINI = frozenset({"ChatGoogleGenerativeAI", "ChatVertexAI"})
 _GEMINI_PAGE = "ai.google.dev/gemini-api/docs/thinking, read 2026-11-21"
+_LITELLM = frozenset({"ChatLiteLLM"})
+_DEEPSEEK_PAGE = "api-docs.deepseek.com/guides/thinking_mode, read 2026-11-21"
+_HANDED_ON = "; litellm 1.106 hands it on, as its requests at a test server show"
 _GROQ_PAGE = "console.groq.com/docs/reasoning, read 2026-11-21"
 
 
@@ -74,8 +77,36 @@ REASONING: tuple[ReasoningRule, ...] = (
         settings={"reasoning_effort": "low"},
     ),
     ReasoningRule(
+        "LiteLLM before GPT-5.1 and later",
+        _OPENAI_PAGE + _HANDED_ON,
+        models=r"^(openai/)?gpt-5\.\d+(?!.*(-pro|-chat|-codex))",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "none"},
+    ),
+    ReasoningRule(
+        "LiteLLM before GPT-5",
+        _OPENAI_PAGE + _HANDED_ON,
+        models=r"^(openai/)?gpt-5(-mini|-nano)?(-\d{4}-\d\d-\d\d)?$",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "minimal"},
+    ),
+    ReasoningRule(
+        "LiteLLM before the o series",
+        _OPENAI_PAGE + _HANDED_ON,
+        models=r"^(openai/)?o[134](-mini)?(-\d{4}-\d\d-\d\d)?$",
+        classes=_LITELLM,
+        settings={"reasoning_effort": "low"},
+    ),
+    ReasoningRule(
+        "LiteLLM before DeepSeek",
+        _DEEPSEEK_PAGE + _HANDED_ON,
+        models=r"^deepseek/",
+        classes=_LITELLM,
+        body={"thinking": {"type": "disabled"}},
+    ),
+    ReasoningRule(
         "DeepSeek",
-        "api-docs.deepseek.com/guides/thinking_mode, read 2026-11-21",
+        _DEEPSEEK_PAGE,
         classes=frozenset({"ChatDeepSeek"}),
         addresses=("api.deepseek.com",),
         body={"thinking": {"type": "disabled"}},

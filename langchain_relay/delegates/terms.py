@@ -11,6 +11,7 @@ from langchain_relay.budget import Allowance
 from langchain_relay.delegates.breaker import BREAKERS, Breakers, key
 from langchain_relay.delegates.redaction import Redaction
 from langchain_relay.delegates.tokenizers import Vocabulary
+from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Account, Ledger
 from langchain_relay.engine.values import Counter, Delegate
 from langchain_relay.offline import leaves_machine
@@ -95,6 +96,8 @@ class Terms:
         redaction: What conversation and draft go through before they leave; `None`: nothing.
         offline: Nobody is asked whose model is not on this machine.
         breakers: Of the hosts; by default the process's.
+        window: Says how much of the draft is sent; shared by the hand-overs.
+        again: A later hand-over of this answer is likely.
         clock: Seconds for deadlines and breakers; never goes back.
         now: Wall-clock seconds, for the ledger.
     """
@@ -118,6 +121,8 @@ class Terms:
     redaction: Redaction | None = None
     offline: bool = False
     breakers: Breakers = BREAKERS
+    window: DraftWindow = field(default_factory=DraftWindow)
+    again: bool = True
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
 

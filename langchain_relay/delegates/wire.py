@@ -2,19 +2,18 @@
 
 Two classes of one shape: `_Line` for threads, `_AsyncLine` for event loops. A sync stream is
 pulled by a daemon thread through a bounded queue, because clients ignore their own timeouts when
-a host sends keep-alives: the deadline is enforced from here.
+a host sends keep-alives: the deadline is enforced from here, and so is the end of the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import queue
-import threading
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from langchain_core.callbacks.manager import BaseRunManager
@@ -33,6 +32,7 @@ from langchain_relay.delegates.asks import (
     Wire,
 )
 from langchain_relay.delegates.handover import hand_over
+from langchain_relay.delegates.pump import Pump
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.tracing import aopen_child, open_child, result, token
 from langchain_relay.engine.drivers import shielded
@@ -60,9 +60,6 @@ CLOSE_S = 1.0
 """How long an async stream may take to close before it is left alone."""
 
 logger = logging.getLogger(__name__)
-
-QUEUED_PIECES = 64
-"""Pieces a pulling thread may be ahead of its reader."""
 
 
 class HostedSide:
@@ -225,7 +222,7 @@ class _Line:
     def __init__(self, terms: Terms, parent: BaseRunManager | None) -> None:
         self._terms = terms
         self._parent = parent
-        self._pump: _Pump | None = None
+        self._pump: Pump[Delta] | None = None
         self._child: Any = None
         self._model = ""  # who was asked last
 
@@ -240,11 +237,12 @@ class _Line:
                 self._model = attempt.model or delegate.model
                 if self._parent is not None:
                     self._child = open_child(self._parent, delegate, attempt)
-                self._pump = _Pump(delegate, replace(attempt, run_manager=self._child))
+                attempt = replace(attempt, run_manager=self._child)
+                self._pump = Pump(partial(_stream, delegate, attempt))
                 return None
             case Next(deadline):
                 assert self._pump is not None, "Send comes before Next"
-                delta = self._pump.next(deadline - self._terms.clock())
+                delta = _next(self._pump, deadline - self._terms.clock())
                 if self._child is not None and delta is not None and delta.text:
                     self._child.on_llm_new_token(delta.text, chunk=token(delta))
                 return delta
@@ -273,68 +271,21 @@ class _Line:
             child.on_llm_end(result(ask.received, self._model))
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    error: BaseException
+def _stream(delegate: Delegate, attempt: Attempt) -> Iterator[Delta]:
+    # What runs in here belongs to the attempt's run: a delegate may be a relay itself.
+    with bound(attempt.run_manager):
+        yield from delegate.stream(attempt)
 
 
-class _Pump:
-    """Pulls a sync stream on a daemon thread, in a copy of the caller's context."""
-
-    def __init__(self, delegate: Delegate, attempt: Attempt) -> None:
-        self._pieces: queue.Queue[Delta | _Failed | None] = queue.Queue(QUEUED_PIECES)
-        self._closed = threading.Event()
-        context = contextvars.copy_context()
-        threading.Thread(
-            target=context.run,
-            args=(self._pull, delegate, attempt),
-            name="relay-delegate",
-            daemon=True,
-        ).start()
-
-    def next(self, timeout_s: float) -> Delta | None:
-        try:
-            timeout = None if timeout_s == float("inf") else max(0.0, timeout_s)
-            piece = self._pieces.get(timeout=timeout)
-        except queue.Empty:
-            raise _timed_out() from None
-        if isinstance(piece, _Failed):
-            if isinstance(piece.error, DelegateError):
-                raise piece.error
-            raise _unexpected(piece.error) from piece.error
-        return piece
-
-    def close(self) -> None:
-        """The thread closes the stream at its next piece; a reader that hangs is abandoned."""
-        self._closed.set()
-        while True:  # a thread that waits to put a piece goes on and sees the flag
-            try:
-                self._pieces.get_nowait()
-            except queue.Empty:
-                return
-
-    def _pull(self, delegate: Delegate, attempt: Attempt) -> None:
-        try:
-            # What runs in here belongs to the attempt's run: a delegate may be a relay itself.
-            with bound(attempt.run_manager):
-                stream = delegate.stream(attempt)
-                for delta in stream:
-                    if self._closed.is_set():
-                        break
-                    self._put(delta)
-                if close := getattr(stream, "close", None):
-                    close()
-            self._put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the reader, which raises it
-            self._put(_Failed(error))
-
-    def _put(self, piece: Delta | _Failed | None) -> None:
-        while not self._closed.is_set():
-            try:
-                self._pieces.put(piece, timeout=1.0)
-            except queue.Full:
-                continue
-            return
+def _next(pump: Pump[Delta], timeout_s: float) -> Delta | None:
+    try:
+        return pump.next(timeout_s)
+    except queue.Empty:
+        raise _timed_out() from None
+    except DelegateError:
+        raise
+    except Exception as error:
+        raise _unexpected(error) from error
 
 
 def _timed_out() -> DelegateTimeout:
@@ -355,7 +306,7 @@ def _limiter_pause_s(left_s: float) -> float:
     return min(left_s, LIMITER_POLL_S)
 
 
-def _unexpected(error: BaseException) -> DelegateError:
+def _unexpected(error: Exception) -> DelegateError:
     # A mistake of ours, such as a client of the wrong color, is found before anything is sent.
     sent = not isinstance(error, RelayError)
     message = f"the delegate raised {type(error).__name__}: {error}"

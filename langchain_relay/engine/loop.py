@@ -258,7 +258,7 @@ class _Relay:
             if why := self._enough(verdict):
                 got = got if isinstance(got, SpanEnd) else (yield Hangup(why))
             if isinstance(got, SpanEnd):
-                return replace(got, local_tokens=max(span.tokens, bool(span.text)))
+                return replace(got, local_tokens=max(span.tokens, int(bool(span.text))))
 
     def _enough(self, verdict: PieceVerdict) -> EndWhy | None:
         if self.full:

@@ -191,6 +191,7 @@ class Charge:
         output_tokens: As reported by the provider; `None` if it did not say.
         cached_input_tokens: Part of `input_tokens` read from the provider's cache.
         reasoning_tokens: Part of `output_tokens` spent on hidden reasoning.
+        cache_write_tokens: Part of `input_tokens` written to the provider's cache.
         cost_nanousd: Nano-dollars booked; `None` if no price is known.
         estimated: The booked cost is the reserved worst case, not a reported usage.
         released: Nothing was booked: the provider answered with an error or never connected.
@@ -207,6 +208,7 @@ class Charge:
     output_tokens: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
     cost_nanousd: int | None = None
     estimated: bool = False
     released: bool = False
@@ -357,6 +359,8 @@ class Attempt:
         timeout_s: Seconds left for this attempt.
         model: Per-call override of the delegate's model name.
         run_manager: The child run to report into, or `None`.
+        clipped: Earlier text of the answer is left out of `draft`.
+        again: A later request is likely to begin with the same text, within minutes.
     """
 
     messages: tuple[Any, ...]
@@ -366,6 +370,8 @@ class Attempt:
     timeout_s: float | None = None
     model: str | None = None
     run_manager: Any = None
+    clipped: bool = False
+    again: bool = True
 
 
 Mode = Literal["prefill", "flag", "completion", "instruct", "handoff"]
@@ -376,7 +382,9 @@ Mode = Literal["prefill", "flag", "completion", "instruct", "handoff"]
 class Delegate(Protocol):
     """A hosted model: sends one attempt and streams what comes back.
 
-    Reserving, retrying, deadlines, tracing and seams are the caller's.
+    Reserving, retrying, deadlines, tracing and seams are the caller's. A delegate may have more:
+    `base_url` (its host, for breaker and offline switch), `rate_limiter`, `in_process` (nothing is
+    sent anywhere) and `vocabulary(model)` (its tokenizer).
     """
 
     @property

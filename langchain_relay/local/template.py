@@ -137,17 +137,25 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Any:
-        # The options and names of transformers' apply_chat_template, which templates rely on.
-        env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        env.filters["tojson"] = _tojson
-        env.globals["raise_exception"] = _raise_exception
-        env.globals["strftime_now"] = _strftime_now
-        try:
-            return env.from_string(self.source)
-        except TemplateError as error:
-            raise UsageMistake(f"the model's chat template is broken: {error}") from error
+        return compiled(self.source)
+
+
+def compiled(source: str) -> Any:
+    """A template with the options and names of transformers' `apply_chat_template`.
+
+    Raises:
+        UsageMistake: it is no Jinja template.
+    """
+    env = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    env.filters["tojson"] = _tojson
+    env.globals["raise_exception"] = _raise_exception
+    env.globals["strftime_now"] = _strftime_now
+    try:
+        return env.from_string(source)
+    except TemplateError as error:
+        raise UsageMistake(f"the model's chat template is broken: {error}") from error
 
 
 def _split_opening(turns: Sequence[Turn], *, open_assistant: bool) -> tuple[Sequence[Turn], str]:

@@ -70,7 +70,7 @@ class UserPrice:
     def cost_nanousd(self, usage: Usage) -> int:
         """See `Price.cost_nanousd`."""
         read, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
-        if read + written > usage.input_tokens:
+        if min(read, written) < 0 or read + written > usage.input_tokens:
             read = written = 0
         thought = min(usage.reasoning_tokens or 0, usage.output_tokens)
         usd_per_mtok = (

@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback that speaks six dialects of hosted models and misbehaves.
+"""A real HTTP server on the loopback that speaks eight dialects of hosted models and misbehaves.
 
     with FaultServer(Reply(fault=Fault.RESET_AFTER_TOKEN), Reply("blue light.")) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="test")
@@ -7,7 +7,8 @@
 module each, and `server` performs it. Nothing here knows the relay.
 """
 
+from tests.faults.caches import PromptCaches
 from tests.faults.script import STATUS, Fault, Reply
 from tests.faults.server import FaultServer, Served
 
-__all__ = ["STATUS", "Fault", "FaultServer", "Reply", "Served"]
+__all__ = ["STATUS", "Fault", "FaultServer", "PromptCaches", "Reply", "Served"]

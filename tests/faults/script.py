@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum, auto
@@ -105,6 +106,7 @@ class Reply:
         retry_after_s: For 429: what the client is asked to wait.
         hold_s: For stalls: how long the connection is held at most; `None`: until the client
             leaves or the server stops.
+        reasoning_tokens: Output tokens spent on hidden reasoning; told by OpenAI's chat only.
     """
 
     text: str | None = None
@@ -115,6 +117,7 @@ class Reply:
     delay_s: float = 0.0
     retry_after_s: float = 1.0
     hold_s: float | None = None
+    reasoning_tokens: int = 0
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -137,6 +140,11 @@ class Reply:
 def words(text: str) -> tuple[str, ...]:
     """Split so that the blank belongs to the right-hand piece and nothing is lost."""
     return tuple(re.findall(r"\s*\S+(?:\s+$)?", text)) or (text,) * bool(text)
+
+
+def word_ids(text: str) -> list[int]:
+    """Token ids as this host's tokenizer makes them: one for each word with its blank."""
+    return [zlib.crc32(word.encode(errors="replace")) for word in words(text)]
 
 
 def token_count(piece: str) -> int:

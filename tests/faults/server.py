@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from tests.faults.dialects import DIALECTS, Asked, Dialect, Said
+from tests.faults.caches import PromptCaches
+from tests.faults.dialects import DIALECTS, RELATIVES, Asked, Dialect, Said
 from tests.faults.dialects.dialect import Kind
 from tests.faults.script import RATE_LIMITED, STATUS, UNBOUNDED, Fault, Reply, token_count
 
@@ -71,10 +72,12 @@ class Served:
         model: The model that was asked for.
         fault: What went wrong.
         arrived_s: When, by `time.monotonic`.
+        client: The client's address; requests that share it share a connection.
         input_tokens: What a provider would count; 0 for HTTP errors.
         tokens_sent: Output tokens written to the socket.
         limit: Bound of the output tokens that was asked for.
         usage: Input and output tokens, where the usage was written to the socket.
+        cached: Input tokens read from a cache and written to it, where the server plays one.
         status: The HTTP status answered; `None`: the connection broke before.
         hung_up: The client left before the reply was through.
         through: The reply was written as it was scripted.
@@ -87,10 +90,12 @@ class Served:
     model: str
     fault: Fault | None
     arrived_s: float
+    client: tuple[str, int]
     input_tokens: int
     limit: int | None
     tokens_sent: int = 0
     usage: tuple[int, int] | None = None
+    cached: tuple[int, int] | None = None
     status: int | None = None
     hung_up: bool = False
     through: bool = False
@@ -122,13 +127,15 @@ class FaultServer:
     Args:
         script: What is answered, request after request: a text, a `Reply`, or a function of the
             request that returns one.
+        caches: The prompt caches it plays; `None`: it has none.
 
     Attributes:
         served: Every request so far, in the order of arrival.
     """
 
-    def __init__(self, *script: Script) -> None:
+    def __init__(self, *script: Script, caches: PromptCaches | None = None) -> None:
         self._script = script or ("ok",)
+        self._caches = caches
         self._lock = threading.Lock()
         self._connections = 0
         self.stopping = threading.Event()
@@ -203,6 +210,15 @@ class FaultServer:
         out = entry(served) if callable(entry) else entry
         return Reply(out) if isinstance(out, str) else out
 
+    def count(self, served: Served) -> None:
+        """Note what of the prompt comes from a cache, where the server plays one."""
+        if self._caches is None:
+            return
+        with self._lock:
+            counted = self._caches.count(served.dialect, served.body)
+        served.input_tokens = counted.input
+        served.cached = (counted.cached, counted.written)
+
     @contextmanager
     def connection(self) -> Iterator[None]:
         with self._lock:
@@ -261,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
         address = urlsplit(self.path)
-        for dialect in DIALECTS:
+        for dialect in (*RELATIVES, *DIALECTS):
             if asked := dialect.asked(address.path, address.query, body):
                 self.dialect, self.asked = dialect, asked
                 self._serve(address.path, body)
@@ -278,6 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
             model=asked.model,
             fault=None,
             arrived_s=time.monotonic(),
+            client=self.client_address,
             input_tokens=len(asked.prompt.split()),
             limit=asked.limit,
         )
@@ -310,7 +327,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.WRONG_CONTENT_TYPE:
             self._send(200, b"<html><body>Sign in</body></html>", "text/html")
             return
+        self.ours.count(self.served)
         said = _said(self.reply, self.asked)
+        if self.served.cached is not None:
+            usage = (self.served.input_tokens, said.usage[1])
+            said = replace(said, usage=usage, cached=self.served.cached)
         if self.asked.streamed:
             self._stream(said)
         else:
@@ -464,6 +485,7 @@ def _said(reply: Reply, asked: Asked) -> Said:
     limit = None if reply.fault in UNBOUNDED else asked.limit
     cut = limit is not None and len(pieces) > limit
     wrote = sum(map(token_count, pieces[:limit])) + _UNSEEN_TOKENS.get(kind, 0)
+    wrote += reply.reasoning_tokens
     return Said(
         model=reply.model or asked.model,
         kind=kind,
@@ -472,4 +494,5 @@ def _said(reply: Reply, asked: Asked) -> Said:
         usage=reply.usage or (len(asked.prompt.split()), wrote),
         report_usage=reply.fault is not Fault.NO_USAGE
         and (asked.wants_usage or not asked.streamed),
+        reasoning_tokens=reply.reasoning_tokens,
     )

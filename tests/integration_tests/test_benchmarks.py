@@ -79,6 +79,36 @@ def test_the_ledgers_are_measured_without_a_model(tmp_path):
         assert all(value > 0 for value in row["values"])
 
 
+def test_prompts_are_priced_with_and_without_caches(tmp_path):
+    ran = run("prompt_cost", "--quick", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    (written,) = tmp_path.glob("*.json")
+    rows = json.loads(written.read_text(encoding="utf-8"))["rows"]
+
+    assert all("emulated" in row["emulated"] for row in rows)
+    assert all(row["calls"] == 2 and row["input_tokens"] > 500 for row in rows)
+    cached = {row["name"]: row["cached_input_tokens"] for row in rows}
+    for name, tokens in cached.items():
+        assert (tokens > 1_000) == name.endswith("as it is"), name
+
+
+@pytest.mark.gguf
+def test_added_time_is_the_difference_to_the_bare_client(tmp_path):
+    ran = run("added_time", "--quick", "--threads", "1", "--out", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    (written,) = tmp_path.glob("*.json")
+    rows = json.loads(written.read_text(encoding="utf-8"))["rows"]
+
+    assert len(rows) == 12
+    for bare, relay, added in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert added["values"][0] == pytest.approx(
+            relay["values"][0] - bare["values"][0], rel=1e-2, abs=1e-2
+        )
+        if "first token" in bare["name"]:
+            assert bare["values"][0] > 5  # the server's delay
+        assert added["bound"]
+
+
 def test_an_unknown_topic_is_named_with_those_there_are():
     ran = run("decoed")
 

@@ -14,6 +14,8 @@ from langchain_relay.cli.stand_in import stand_in
 from tests.servers.openai_server import OpenAIServer
 
 DEMO_S = 240
+DOCTOR_OF_NOTHING = ("doctor", "--model", "nothere.gguf")
+"""Decodes nothing."""
 
 
 def langchain_relay(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -103,8 +105,37 @@ def test_the_doctor_looks_at_both_sides_and_probes_the_named_one(monkeypatch, tm
     found = {line.split("  ")[0].strip(): line for line in done.stdout.splitlines()}
     assert {"compiler", "llama-cpp-python", "model file", "loads", "chat template"} <= set(found)
     assert "tokens per second" in found["speed"]
-    assert "literal" in done.stdout
-    assert "'prefill'" in done.stdout
+    assert found["probe"].split()[1:3] == ["ok", "literal:"]
+    assert "mps over the sleepy dog" in found["its reply"]
+    assert "'prefill'" in found["mode"]
+    assert 'prices={"some-model"' in " ".join(done.stdout.split())
+
+
+def test_the_doctor_probes_a_server_of_one_s_own_and_lists_what_it_kept(
+    monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv("LANGCHAIN_RELAY_CACHE", str(tmp_path))
+    with OpenAIServer("The small brown fox") as server:
+        hosted = ("--delegate", "openai:mine", "--base-url", server.base_url)
+        done = langchain_relay(*DOCTOR_OF_NOTHING, *hosted)
+        assert "restart" in done.stdout, done.stdout + done.stderr
+        assert "Bearer none" in server.requests[0].headers.values()
+    listed = langchain_relay(*DOCTOR_OF_NOTHING)
+    assert len(server.requests) == 1
+    (kept,) = [line for line in listed.stdout.splitlines() if line.startswith("verdict kept")]
+    assert "mine" in kept
+    gone = langchain_relay(*DOCTOR_OF_NOTHING, *hosted)
+    assert "nothing was kept" in " ".join(gone.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--base-url", "http://127.0.0.1:9"), ("--delegate", "x:y", "--base-url", "http://h")],
+)
+def test_an_address_goes_with_openai_s_protocol(arguments) -> None:
+    done = langchain_relay(*DOCTOR_OF_NOTHING, *arguments)
+    assert done.returncode in {1, 2}
+    assert "openai:MODEL" in done.stdout + done.stderr
 
 
 def test_the_doctor_says_what_is_wrong_and_sends_nothing_unasked() -> None:

@@ -60,7 +60,7 @@ def llama_server(binary: Path, *more: str) -> Iterator[str]:
     port = free_port()
     command = [
         *(str(binary), "--model", str(models.resolve("smollm2-135m"))),
-        *("--host", "127.0.0.1", "--port", str(port), "--no-webui"),
+        *("--host", "127.0.0.1", "--port", str(port), "--no-webui", "--alias", "smollm2-135m"),
         *("--ctx-size", str(4 * N_CTX), "--parallel", "4"),
         *("--threads", "1", "--threads-batch", "1"),
         *("--cache-type-k", "bf16"),  # as in process: near ties would tip otherwise

@@ -63,6 +63,37 @@ def test_cached_input_costs_what_input_costs_at_the_users_price():
     assert price.cost_nanousd(Usage(10, 0, cached_input_tokens=10)) == 10_000
 
 
+def cached_at(cached: int | None = None, write: int | None = None) -> dict[str, Any]:
+    prices = {"input": 2, "output": 3, "cached_input": cached, "cache_write": write}
+    return {name: usd for name, usd in prices.items() if usd is not None}
+
+
+@pytest.mark.parametrize(
+    ("given_", "cost"),
+    [(cached_at(), 20), (cached_at(1), 15), (cached_at(1, 4), 21), (cached_at(0, 4), 16)],
+)
+def test_cached_and_written_input_have_prices_of_their_own(given_: Any, cost: int):
+    price = found(PriceBook({"m": given_}), "m")
+    usage = Usage(10, 0, cached_input_tokens=5, cache_write_tokens=3)
+    assert price.cost_nanousd(usage) == cost * 1_000
+
+
+def test_the_users_worst_case_is_at_the_dearest_input_price():
+    assert found(PriceBook({"m": cached_at(1, 4)}), "m").worst_nanousd(10, 1) == 43_000
+    assert found(PriceBook({"m": cached_at(1)}), "m").worst_nanousd(10, 1) == 23_000
+
+
+@pytest.mark.parametrize("usage", [Usage(4, 0, 3, 2), Usage(4, 0, -1, 0), Usage(4, 0, 0, 5)])
+def test_counts_that_contradict_cost_as_uncached_at_the_users_prices_too(usage: Usage):
+    assert found(PriceBook({"m": cached_at(1, 4)}), "m").cost_nanousd(usage) == 8_000
+
+
+def test_a_cache_write_costs_more_than_input_where_the_table_says_so_and_the_worst_case_has_it():
+    price = found(PriceBook(None), "claude-haiku-4-5")
+    written = price.cost_nanousd(Usage(1_000, 10, cache_write_tokens=1_000))
+    assert written == price.worst_nanousd(1_000, 10) > price.cost_nanousd(Usage(1_000, 10))
+
+
 def test_the_configured_name_wins_over_the_reported_one_and_both_over_the_table():
     book = PriceBook({"mine": (1, 1), "gpt-5-mini": (2, 2)})
     assert found(book, "mine", reported="gpt-5-mini").worst_nanousd(1, 0) == 1_000

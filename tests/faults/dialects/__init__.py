@@ -6,9 +6,10 @@ from tests.faults.dialects.gemini import Gemini
 from tests.faults.dialects.ollama import Ollama
 from tests.faults.dialects.openai_chat import OpenAIChat
 from tests.faults.dialects.openai_completions import OpenAICompletions
+from tests.faults.dialects.openai_relatives import Groq, Mistral
 from tests.faults.dialects.openai_responses import OpenAIResponses
 
-__all__ = ["DIALECTS", "Asked", "Dialect", "Said"]
+__all__ = ["DIALECTS", "RELATIVES", "Asked", "Dialect", "Said"]
 
 DIALECTS: tuple[Dialect, ...] = (
     OpenAIChat(),
@@ -18,3 +19,6 @@ DIALECTS: tuple[Dialect, ...] = (
     Gemini(),
     Ollama(),
 )
+
+RELATIVES: tuple[Dialect, ...] = (Groq(), Mistral())
+"""Told from OpenAI's chat by the beginning of the path; asked first."""

@@ -76,7 +76,7 @@ class AnthropicMessages:
         if said.kind == "tool_calls" or said.pieces:
             events.append(_event("content_block_stop", index=0))
         stop = {"stop_reason": _stop_reason(said), "stop_sequence": None}
-        # All counts so far, the input's too: langchain-anthropic reads them here and nowhere else.
+        # Cumulative counts, the input's too (`types/message_delta_usage.py`).
         usage = {"usage": _usage(said)} if said.report_usage else {}
         return [*events, _event("message_delta", delta=stop, **usage), _event("message_stop")]
 
@@ -109,8 +109,9 @@ def _tool_use() -> dict[str, Any]:
 
 def _usage(said: Said) -> dict[str, int]:
     read, wrote = said.usage
-    cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    return {"input_tokens": read, **cached, "output_tokens": wrote}
+    hits, written = said.cached or (0, 0)
+    cached = {"cache_creation_input_tokens": written, "cache_read_input_tokens": hits}
+    return {"input_tokens": read - hits - written, **cached, "output_tokens": wrote}
 
 
 def _stop_reason(said: Said) -> str:

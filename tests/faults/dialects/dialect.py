@@ -49,6 +49,8 @@ class Said:
         cut: The limit cut the text.
         usage: Input and output tokens.
         report_usage: Whether the usage is told.
+        reasoning_tokens: Those of the output tokens that are hidden reasoning.
+        cached: Input tokens read from a cache and written to it, where the host has one.
     """
 
     model: str
@@ -57,6 +59,8 @@ class Said:
     cut: bool
     usage: tuple[int, int]
     report_usage: bool
+    reasoning_tokens: int = 0
+    cached: tuple[int, int] | None = None
 
     @property
     def text(self) -> str:

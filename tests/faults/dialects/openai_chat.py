@@ -106,11 +106,21 @@ def _tool_call() -> dict[str, Any]:
     return {"id": "call_1", "type": "function", "function": function}
 
 
-def openai_usage(said: Said) -> dict[str, int]:
+def openai_usage(said: Said) -> dict[str, Any]:
     """Usage as chat and completions report it."""
     prompt, completion = said.usage
     total = prompt + completion
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": total,
+    }
+    if said.reasoning_tokens:
+        usage["completion_tokens_details"] = {"reasoning_tokens": said.reasoning_tokens}
+    if said.cached is not None:
+        read, written = said.cached
+        usage["prompt_tokens_details"] = {"cached_tokens": read, "cache_write_tokens": written}
+    return usage
 
 
 def openai_error(status: int) -> dict[str, Any]:

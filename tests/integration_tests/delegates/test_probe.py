@@ -29,12 +29,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "probes"
 
 
-def raw(server):
-    return OpenAIDelegate(openai.OpenAI(base_url=server.base_url, api_key="k"), model="m")
+def raw(server, **settings):
+    client = openai.OpenAI(base_url=server.base_url, api_key="k")
+    return OpenAIDelegate(client, model="m", **settings)
 
 
-def chat(server):
-    return ChatModelDelegate(ChatOpenAI(base_url=server.base_url, api_key="k", model="m"))
+def chat(server, **settings):
+    model = ChatOpenAI(base_url=server.base_url, api_key="k", model="m")
+    return ChatModelDelegate(model, **settings)
 
 
 @pytest.mark.parametrize("make", [raw, chat])
@@ -74,6 +76,19 @@ def test_a_mode_that_was_chosen_is_kept(folder):
         client = openai.OpenAI(base_url=server.base_url, api_key="k")
         assert OpenAIDelegate(client, model="m", mode="instruct").mode == "instruct"
         assert OpenAIDelegate(client, model="another").mode == "instruct"
+
+
+@pytest.mark.parametrize("make", [raw, chat])
+def test_a_mode_that_was_chosen_loses_the_repetition_all_the_same(folder, make):
+    with OpenAIServer(BEGUN + REST, "The sea is salt and blue") as server:
+        make(server, mode="prefill").probe()
+        attempt = Attempt((), "The sea is ", 8)
+        for mode, shown in (
+            ("prefill", " salt and blue"),
+            ("instruct", "The sea is salt and blue"),
+        ):
+            deltas = make(server, mode=mode).stream(attempt)
+            assert "".join(delta.text for delta in deltas) == shown
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500])

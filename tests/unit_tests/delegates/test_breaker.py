@@ -6,12 +6,15 @@ import threading
 
 import pytest
 
-from langchain_relay.delegates.breaker import CLOSED, OPEN_S, OPENS_AFTER, Breakers, key
+from langchain_relay.delegates.breaker import CLOSED, OPEN_S, OPENS_AFTER, Breaker, Breakers, key
 
 URL = "http://127.0.0.1:9/v1"
 
 Row = tuple[float, str, float]
 """Time, what happens then, and the seconds until an attempt may go out behind it."""
+
+LATE_SENT_AT = 3.5
+"""Before the fifth of them failed."""
 
 FIVE: list[Row] = [
     *[(0, "failed", 0.0), (1, "failed", 0.0), (2, "failed", 0.0), (3, "failed", 0.0)],
@@ -49,7 +52,18 @@ TABLES: dict[str, list[Row]] = {
         *FIVE,
         *[(34, "sent", 30.0), (64, "", 0.0), (64, "sent", 30.0)],
     ],
-    "an attempt from before that fails late keeps it open": [*FIVE, (10, "failed", 30.0)],
+    "attempts from before that fail late do not keep it open": [
+        *FIVE,
+        *[(10, "failed late", 24.0), (33, "failed late", 1.0), (34, "sent", 30.0)],
+        (35, "failed", 30.0),
+    ],
+    "attempts from before an answer that fail late open nothing": [
+        *FIVE,
+        *[(34, "sent", 30.0), (35, "answered", 0.0)],
+        *[(t, "failed late", 0.0) for t in (36, 37, 38, 39, 40)],
+        *[(t, "failed", 0.0) for t in (41, 42, 43, 44)],
+        (45, "failed", 30.0),
+    ],
 }
 
 
@@ -59,9 +73,11 @@ def test_the_state_follows_the_table(rows: list[Row]):
     for now, event, left_s in rows:
         match event:
             case "failed":
-                breaker = breaker.failed(now)
+                breaker = breaker.failed(now, now)
+            case "failed late":
+                breaker = breaker.failed(now, LATE_SENT_AT)
             case "answered":
-                breaker = CLOSED
+                breaker = Breaker(known_at=now)
             case "sent":
                 breaker = breaker.sent(now)
         assert breaker.left_s(now) == left_s, (now, event)
@@ -74,8 +90,10 @@ def test_the_registry_follows_the_same_table(rows: list[Row]):
         match event:
             case "failed":
                 breakers.failed(URL, now)
+            case "failed late":
+                breakers.failed(URL, now, LATE_SENT_AT)
             case "answered":
-                breakers.answered(URL)
+                breakers.answered(URL, now)
             case "sent":
                 assert breakers.send(URL, now) == 0
         assert breakers.left_s(URL, now) == left_s, (now, event)
@@ -99,7 +117,7 @@ def test_who_names_no_base_url_has_none():
     for _ in range(99):
         breakers.failed(None, 0)
     assert (breakers.left_s(None, 0), breakers.send(None, 0)) == (0, 0)
-    breakers.answered(None)
+    breakers.answered(None, 0)
 
 
 def test_what_may_not_go_out_takes_no_turn():

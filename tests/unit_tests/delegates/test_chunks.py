@@ -100,6 +100,32 @@ def test_usage_that_comes_in_parts_adds_up_to_the_attempts():
     assert last.usage == Usage(12, 8, cached_input_tokens=5, reasoning_tokens=2)
 
 
+def test_usage_without_an_input_side_is_no_usage():
+    reader = ChunkReader(ChatAnthropic())  # a server of somebody else's
+    assert reader.read(chunk(usage_metadata=counts(0, 7))).usage is None
+
+
+@pytest.mark.parametrize(
+    ("details", "read", "written"),
+    [
+        ({"cache_read": 7, "cache_creation": 4}, 7, 4),
+        ({"cache_read": 7, "cache_creation": 0, "ephemeral_5m_input_tokens": 4}, 7, 4),
+        ({"ephemeral_1h_input_tokens": 3, "ephemeral_5m_input_tokens": 1}, None, 4),
+        ({"priority_cache_read": 7, "priority": 2}, 7, None),
+        ({"flex_cache_read": 7, "flex_cache_creation": 4, "flex": 2}, 7, 4),
+        ({}, None, None),
+    ],
+)
+def test_cached_tokens_are_read_under_every_name_langchain_gives_them(
+    details: dict[str, Any], read: int | None, written: int | None
+):
+    delta = ChunkReader(object()).read(
+        chunk(usage_metadata=counts(12, 1, input_token_details=details))
+    )
+    assert delta.usage is not None
+    assert (delta.usage.cached_input_tokens, delta.usage.cache_write_tokens) == (read, written)
+
+
 @pytest.mark.parametrize("key", ["cost", "response_cost"])
 def test_a_cost_the_provider_reports_is_kept(key: str):
     assert ChunkReader(object()).read(chunk(response_metadata={key: 1e-05})).cost_usd == "0.00001"

@@ -81,7 +81,15 @@ def test_only_clients_are_taken_and_one_of_each_flavour():
         OpenAIDelegate(client, model="m", async_client=client)
 
 
-@pytest.mark.parametrize(("api", "mode"), [("chat", "completion"), ("completions", "prefill")])
+@pytest.mark.parametrize(
+    ("api", "mode"),
+    [
+        ("chat", "completion"),
+        ("completions", "prefill"),
+        ("responses", "completion"),
+        ("responses", "flag"),
+    ],
+)
 def test_a_mode_of_the_other_api_is_refused(api: Any, mode: Any):
     with pytest.raises(UsageMistake, match="does not go with"):
         OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", api=api, mode=mode)
@@ -93,7 +101,11 @@ def test_a_mode_of_the_other_api_is_refused(api: Any, mode: Any):
         ("https://api.openai.com/v1", "chat", "max_completion_tokens"),
         ("https://eu.api.openai.com/v1", "chat", "max_completion_tokens"),
         ("https://x.openai.azure.com/openai/v1", "chat", "max_completion_tokens"),
+        ("https://x.cognitiveservices.azure.com/openai/v1", "chat", "max_completion_tokens"),
+        ("https://x.services.ai.azure.com/openai/v1", "chat", "max_completion_tokens"),
         ("https://api.openai.com/v1", "completions", "max_tokens"),
+        ("https://api.openai.com/v1", "responses", "max_output_tokens"),
+        ("http://127.0.0.1:8000/v1", "responses", "max_output_tokens"),
         ("https://notopenai.com/v1", "chat", "max_tokens"),
         ("http://127.0.0.1:8000/v1", "chat", "max_tokens"),
     ],

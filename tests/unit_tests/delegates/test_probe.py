@@ -14,7 +14,10 @@ from langchain_relay.errors import DelegateError
         ("mps over the sleepy dog", "literal"),
         (" mps over", "literal"),
         (f"{BEGUN}mps over the sleepy dog", "echo"),
-        ("jumps over the sleepy dog", "echo"),
+        ("ggles over the sleepy dog", "literal"),
+        ("jumps over the sleepy dog", "restart"),  # only a whole repetition can be dropped
+        ("ggles a ball", "restart"),
+        ("a fox. over the sleepy dog", "restart"),
         ("The small brown fox jumps over", "restart"),
         ("Sure! The small green fox jumps", "restart"),
     ],

@@ -68,8 +68,8 @@ def test_an_unknown_provider_is_refused():
 
 
 def test_a_provider_whose_package_is_missing_says_what_to_install():
-    message = refused("mistralai:mistral-small-latest")
-    assert "pip install langchain-mistralai" in message
+    message = refused("cohere:command-a")
+    assert "pip install langchain-cohere" in message
 
 
 def test_without_langchain_other_strings_say_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -215,7 +215,7 @@ def test_an_opener_cut_by_the_limit_is_not_shown():
 
 def test_cjk_openers_are_removed_without_adding_a_blank():
     assert shown("天空是", "好的，以下是续写的内容：\n蓝色的") == "蓝色的"
-    assert shown("天空是", "继续：蓝色的") == "蓝色的"
+    assert shown("天空之所以是蓝色的是因为", "继续：天空之所以是蓝色的是因为瑞利散射") == "瑞利散射"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The pages of docs/ say what the code says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from langchain_relay.delegates.hosts import HOSTS
+from langchain_relay.delegates.reasoning import REASONING
+
+ROOT = Path(__file__).parents[2]
+HOSTED = ROOT / "docs" / "hosted-models.md"
+TEXT = HOSTED.read_text(encoding="utf-8")
+CODE = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_the_tables_of_hosts_are_those_of_the_code():
+    filled = runpy.run_path(str(ROOT / "scripts" / "hosts_table.py"))["filled"]
+    assert filled(TEXT) == TEXT, "scripts/hosts_table.py brings them together"
+    names = [rule.name for rule in HOSTS] + [rule.name for rule in REASONING]
+    assert [name for name in names if f"| {name} |" not in TEXT] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_every_relative_link_of_a_page_leads_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+)
+def test_the_python_of_the_page_is_python_and_its_imports_are_there(code: str):
+    compile(code, str(HOSTED), "exec")
+    for line in code.splitlines():
+        if line.startswith("from langchain_relay"):
+            exec(line)
