@@ -71,7 +71,8 @@ print(within)
 # The event says what refused, what was needed and what was left, in nano-dollars.
 
 # %%
-denied = [e for e in answer.response_metadata["relay"]["events"] if e["type"].endswith("denied")][0]
+events = answer.response_metadata["relay"]["events"]
+denied = next(event for event in events if event["type"] == "relay.call.denied")
 {name: denied[name] for name in ("reason", "unit", "needed", "left", "limit", "scope", "window")}
 
 # %% [markdown]
@@ -286,10 +287,9 @@ async def ask(question: str, x_user: Annotated[str, Header()]):
 
 @app.get("/spending")
 async def spent():
-    found = totals([entry async for entry in ledger.aentries()], ["scope", "key"])
-    return {
-        key: total.amount.cost_nanousd for (scope, key), total in found.items() if scope == "user"
-    }
+    found = totals([entry async for entry in ledger.aentries()], ["key"])
+    users = {key: total for (key,), total in found.items() if key.startswith("user:")}
+    return {key: total.amount.cost_nanousd for key, total in users.items()}
 
 
 with TestClient(app) as client:
@@ -313,7 +313,7 @@ from langchain_relay.engine.ledger import Account, Amount, Limit
 GLOBAL = Limit(Account("global", "all"))
 for days in range(1, 7):
     then = time.time() - 86_400 * days
-    for name, cost_nanousd in (("expert", 90_000 * days), ("second", 350_000 - 40_000 * days)):
+    for name, cost_nanousd in (("expert", 400_000 * days), ("second", 900_000 - 90_000 * days)):
         amount = Amount(cost_nanousd, tokens=6, calls=1)
         key = {"key": f"{name}, {days} days ago", "now": then, "expires_at": then + 60}
         booked = ledger.reserve((GLOBAL,), amount, model=name, **key)
