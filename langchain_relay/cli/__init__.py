@@ -1,4 +1,4 @@
-"""The command line: `langchain-relay demo` and `langchain-relay chat`."""
+"""The command line: `langchain-relay demo`, `chat`, `doctor` and `spend`."""
 
 from __future__ import annotations
 
