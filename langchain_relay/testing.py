@@ -138,6 +138,9 @@ class _ScriptedSession:
             step.set_result(Step(id=-1, text="", eog=True))
         return step
 
+    def rest(self) -> None:
+        """Nothing is decoded ahead here."""
+
     def feed(self, ask: Feed) -> None:
         self._append(ask.append, ask.rewind)
 

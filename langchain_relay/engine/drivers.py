@@ -36,6 +36,7 @@ def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Generator[Ev
                 case Feed():
                     session.feed(out)
                 case Call():
+                    session.rest()
                     answer = source.open(out.request)
                 case Pull():
                     answer = source.pull()
@@ -67,6 +68,7 @@ async def adrive(
                 case Feed():
                     session.feed(out)
                 case Call():
+                    session.rest()
                     answer = await source.aopen(out.request)
                 case Pull():
                     answer = await source.apull()

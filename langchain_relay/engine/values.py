@@ -114,6 +114,10 @@ class LocalSession(Protocol):
         """Put foreign text into the context while it arrives; evaluated by the next decode."""
         ...
 
+    def rest(self) -> None:
+        """No ask comes before somebody else has answered: work on guesses would be in vain."""
+        ...
+
     def count(self, text: str) -> int:
         """Tokens of `text` in the local vocabulary."""
         ...

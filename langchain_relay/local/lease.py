@@ -37,25 +37,32 @@ class Ahead:
         self._waiter: Future[Step] | None = None
         self._guessed = 0
         self._stalled = False
+        self._resting = False
 
     # --- called on any thread -------------------------------------------------------------------
 
     def ask(self, ask: Decode, future: Future[Step]) -> Taken | None:
         """Answer `ask` if it was guessed, now or when its step is sampled; `None`: it was not."""
         with self._lock:
+            self._resting = False
             if ask.append != self._given or ask.rewind or self._waiter is not None:
                 return None
             if ask.rule is not self._rule and ask.rule != self._rule:
                 return None
-            if self._steps:
-                step = self._steps.popleft()
-                self._pass(step)
-                stalled, self._stalled = self._stalled, False
-                return Taken(step, stalled)
-            if self._coming:
+            if not self._steps and not self._coming:
+                return None
+            stalled, self._stalled = self._stalled, False
+            if not self._steps:
                 self._waiter = future
-                return Taken(None)
-            return None
+                return Taken(None, stalled)
+            step = self._steps.popleft()
+            self._pass(step)
+            return Taken(step, stalled)
+
+    def rest(self) -> None:
+        """Nobody asks soon: nothing more is decoded ahead until somebody does."""
+        with self._lock:
+            self._resting = True
 
     def hold(self) -> None:
         """The caller changes the context: nothing in here fits any more."""
@@ -103,10 +110,11 @@ class Ahead:
     def claim(self, depth: int) -> bool:
         """Note that a token is appended which nobody asked to append.
 
-        `False` if `depth` steps are there already; then whoever takes one says so.
+        `False` if `depth` steps are there already, or nobody asks soon; then whoever takes one
+        says so.
         """
         with self._lock:
-            self._stalled = len(self._steps) >= depth
+            self._stalled = self._resting or len(self._steps) >= depth
             self._guessed += not self._stalled
             return not self._stalled
 

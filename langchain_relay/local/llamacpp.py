@@ -272,9 +272,14 @@ class LlamaCppSession:
             future.add_done_callback(self._answered)  # so that the future keeps the session open
         elif taken.step is not None:
             future.set_result(taken.step)
-            if taken.engine_waits:
-                self._engine.submit(Resumed())
+        if taken is not None and taken.engine_waits:
+            self._engine.submit(Resumed())
         return future
+
+    def rest(self) -> None:
+        """Decode nothing ahead: it would take the cores from who waits for a hosted model."""
+        if self._engine.alive:
+            self._lease.ahead.rest()
 
     def feed(self, ask: Feed) -> None:
         """Put foreign text into the context; it is evaluated while it arrives."""

@@ -65,6 +65,9 @@ class ServerSession:
         future.add_done_callback(self._answered)  # so that the future keeps the session open
         return future
 
+    def rest(self) -> None:
+        """What the server writes ahead is its own time; the next ask or feed ends it."""
+
     def feed(self, ask: Feed) -> None:
         """Put foreign text into the context while it arrives; sent with the next decode."""
         self._loop.call(self._writer.feed, ask)

@@ -111,6 +111,25 @@ def test_a_feed_comes_between(model):
     assert bytes(answer._lease.sequence.tokens).startswith(b"ABxyB")
 
 
+def test_a_chat_that_rests_takes_no_time_from_others_and_goes_on_when_it_is_asked(model, context):
+    context.gate = threading.Event()
+    answer = session_soon(model, "A").result(TIMEOUT_S)
+    future = answer.decode(Decode())
+    answer.rest()  # before anything was decoded ahead
+    context.gate.set()
+    got = future.result(TIMEOUT_S)
+    until(lambda: not model._engine._answered)
+    assert answer.evaluated_tokens == 1
+    text = ""
+    for _ in range(2 * RUN_AHEAD):
+        got = step(answer, got.id)
+        text += got.text
+        answer.rest()
+    assert text == "CDEFGHIJKLMNOPQR"
+    threading.Event().wait(0.1)  # long enough for all it would decode ahead
+    assert answer.evaluated_tokens < 1 + len(text) + RUN_AHEAD
+
+
 def test_nothing_is_decoded_behind_an_end(model, context):
     context.is_eog = lambda token: token == ord("D")
     answer = session(model)
@@ -333,6 +352,7 @@ ASKS = st.lists(
         st.tuples(st.just("append"), st.sampled_from(["x", "BC", "é", " one two"])),
         st.tuples(st.just("feed"), st.sampled_from(["k", " cat", " a b"])),
         st.just("other rule"),
+        st.just("rest"),
         st.just("cancel"),
     ),
     max_size=14,
@@ -358,6 +378,8 @@ def played(session, asks):
                 behind += 1 + len(text.encode())
             case "other rule":
                 rule = LATE if rule is FREE else FREE
+            case "rest":
+                session.rest()
             case "cancel":
                 session.decode(Decode((last.id,), rule=rule)).cancel()
                 behind += 1
