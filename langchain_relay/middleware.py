@@ -10,6 +10,7 @@ after_model    it was refused something: raise, or ask and let it write again
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -37,7 +38,7 @@ from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
 from langchain_relay.engine.ledger import Amount, Ledger
-from langchain_relay.errors import BudgetExceeded, UsageMistake
+from langchain_relay.errors import BudgetExceeded, LedgerError, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
 from langchain_relay.schema import CALL_DENIED
@@ -49,6 +50,8 @@ Choice = Literal["continue", "local", "end"]
 
 RUN, THREAD = "agent_run", "thread"
 """Scopes of the accounts."""
+
+logger = logging.getLogger(__name__)
 
 _UNITS = ("cost_nanousd", "tokens", "calls")
 
@@ -209,7 +212,12 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if self._ledger is None:
             return self._before(state, state)
         now = time.time()
-        spent = {a: self._ledger.spent(a.account(now), now=now) for a in self._allowances(state)}
+        allowances = self._allowances(state)
+        try:
+            spent = {a: self._ledger.spent(a.account(now), now=now) for a in allowances}
+        except LedgerError as error:
+            _warn(error)
+            return None
         return self._before(state, _kept(spent))
 
     @hook_config(can_jump_to=["end"])
@@ -222,9 +230,12 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if self._ledger is None:
             return self._before(state, state)
         now = time.time()
-        spent = {
-            a: await self._ledger.aspent(a.account(now), now=now) for a in self._allowances(state)
-        }
+        allowances = self._allowances(state)
+        try:
+            spent = {a: await self._ledger.aspent(a.account(now), now=now) for a in allowances}
+        except LedgerError as error:
+            _warn(error)
+            return None
         return self._before(state, _kept(spent))
 
     def _before(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -395,6 +406,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
 
 
 _CHANNELS: Mapping[str, str] = {RUN: "relay_run", THREAD: "relay_thread"}
+
+
+def _warn(error: LedgerError) -> None:
+    """Nobody knows what is left: the model goes on, and what it may delegate is its ledger's."""
+    logger.warning("the agent's budget is not looked at before this model call: %s", error)
 
 
 def _of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:

@@ -236,6 +236,7 @@ def draw(rows: Rows, by: Sequence[str], path: Path) -> None:
     axes.set_ylabel("US dollars")
     axes.set_title(f"spent on hosted models, by {', '.join(by)}")
     axes.tick_params(axis="x", rotation=45 if len(bars) > 6 else 0)  # noqa: PLR2004 - they overlap
+    axes.set_ylim(bottom=0, top=1.05 * max(bottom.values(), default=0) or None)
     if len(by) > 1 and rows:
         axes.legend()
     try:

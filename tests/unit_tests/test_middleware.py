@@ -291,6 +291,23 @@ def test_different_ledgers_are_refused() -> None:
         agent.invoke({"messages": [("user", "Why?")]})
 
 
+class Away(MemoryLedger):
+    def reserve(self, *args: Any, **facts: Any) -> Any:
+        raise errors.LedgerError("the store is away")
+
+    def spent(self, *args: Any, **facts: Any) -> Any:
+        raise errors.LedgerError("the store is away")
+
+
+@both
+@pytest.mark.parametrize("exit_behavior", ["local", "end", "error", "ask"])
+def test_a_ledger_that_is_away_ends_no_run(asynchronous: bool, exit_behavior: Any) -> None:
+    away = Away()
+    setting = Setting(run=Budget(calls=9), ledger=away, exit_behavior=exit_behavior)
+    assert texts(setting.run(asynchronous=asynchronous)) == ["It is so."]
+    assert setting.requests == 0
+
+
 # --- what a run shows ---------------------------------------------------------------------------
 
 
