@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -340,6 +343,32 @@ def test_a_closed_loop_keeps_no_client() -> None:
     for _ in range(5):
         asyncio.run(use())
     assert len(made._made) <= 1
+
+
+def test_loops_of_several_threads_share_a_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads find the same closed loop, and both want to drop it."""
+    both = threading.Barrier(2)
+
+    class Loop:
+        closed = False
+
+        def is_closed(self) -> bool:
+            if self.closed:
+                with suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)  # where only one may look at a time nobody else comes
+            return self.closed
+
+    made, gone = PerLoop[object](), Loop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: gone)
+    made.get(object)
+    gone.closed = True
+    here = [Loop(), Loop()]
+    running = iter(here)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: next(running))
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(made.get, object) for _ in range(2)]:
+            one.result(10)
+    assert len(made._made) == len(here)
 
 
 @pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])
