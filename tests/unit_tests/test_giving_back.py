@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -19,6 +19,7 @@ from langchain_relay import Budget, RelayChatModel, errors, get_relay_callback, 
 from langchain_relay.chat_models import DEFAULT_LEDGER
 from langchain_relay.delegates import LocalDelegate
 from langchain_relay.delegates.loops import PerLoop
+from langchain_relay.engine.ledger import MemoryLedger
 from langchain_relay.engine.policy import AnswerContext, Watch
 from langchain_relay.engine.values import Attempt, Delta, Sampling
 from langchain_relay.policies import CallTokens
@@ -75,6 +76,39 @@ def test_nothing_is_sent_after_a_handler_of_the_failed_attempt_raised() -> None:
         relay(local, hosted).invoke("?", {"callbacks": [Raising()]})
     assert len(hosted.attempts) == 1
     assert local.open_sessions == 0
+
+
+class Endless(ScriptedDelegate):
+    """Writes on for as long as somebody reads."""
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        self.open_streams += 1
+        try:
+            while True:
+                yield Delta("blue ")
+        finally:
+            self.open_streams -= 1
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        for delta in self.stream(attempt):
+            await asyncio.sleep(0)
+            yield delta
+
+
+@pytest.mark.parametrize("path", ["invoke", "ainvoke"])
+async def test_a_ledger_that_fails_leaves_no_stream_open(path: str) -> None:
+    class Torn(MemoryLedger):
+        def settle(self, reservation: Any, actual: Any, *, now: float) -> None:
+            super().settle(reservation, actual, now=now)
+            raise OSError("the disk is full")
+
+    hosted = Endless("")
+    model = relay(ScriptedLocal(*PIECES), hosted, ledger=Torn())
+    with pytest.raises(OSError, match="disk is full"):
+        await model.ainvoke("?") if path == "ainvoke" else model.invoke("?")
+    async with asyncio.timeout(5):
+        while hosted.open_streams:
+            await asyncio.sleep(0.01)
 
 
 EVENTS = ["relay.call.started", "relay.call.finished", "relay.call.failed", "relay.call.denied"]
