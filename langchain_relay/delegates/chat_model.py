@@ -306,7 +306,9 @@ def messages_bound(messages: list[BaseMessage], vocabulary: Vocabulary | None = 
     """
     texts = [
         message.content
-        if isinstance(message.content, str) and message.type in {"human", "system"}
+        if isinstance(message.content, str)
+        and message.type in {"human", "system"}
+        and not message.name
         else json.dumps(message.model_dump(), ensure_ascii=False, default=str)
         for message in messages
     ]
