@@ -276,6 +276,8 @@ class RelayChatModel(BaseChatModel):
         return [self._member(first, hosted_model), *(self._member(one, None) for one in others)]
 
     def _member(self, delegate: Delegate, model: str | None) -> Member:
+        if model is not None and (for_model := getattr(delegate, "for_model", None)):
+            delegate = for_model(model)
         limiters = (self.delegate_rate_limiter, getattr(delegate, "rate_limiter", None))
         return Member(
             delegate,

@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -115,6 +116,16 @@ class ChatModelDelegate(Probing):
             )
         self._family = family_of(model)
         check_tokenizer(tokenizer)
+        self._for_model = partial(
+            _renamed,
+            model,
+            mode=mode,
+            flag=flag,
+            worst_attempts=worst_attempts,
+            tokenizer=tokenizer,
+            prompt_cache=prompt_cache,
+        )
+        self._others: dict[str, ChatModelDelegate] = {}
         self._tokenizer = tokenizer or model.custom_get_token_ids
         self._named = name
         rule = host_rule(families(model), _address(model), _model_name(model))
@@ -169,12 +180,20 @@ class ChatModelDelegate(Probing):
         cls = type(self._chat)
         return {
             "delegate": f"{cls.__module__}.{cls.__qualname__}",
-            "model": self.model,
+            "model": _model_name(self._chat),  # a name of the user's may stand for several
             "mode": self._mode,
             "base_url": self.base_url,
             "flag": self._flag if self._mode == "flag" else None,
             "settings": settings_of(self._chat),
         }
+
+    def for_model(self, name: str) -> ChatModelDelegate:
+        """The same for another model of that class: its mode, its reasoning, its cache."""
+        if type(self) is not ChatModelDelegate:
+            return self  # what a class of the user's own needs nobody here knows
+        if name not in self._others:
+            self._others[name] = self._for_model(name)
+        return self._others[name]
 
     def input_bound(self, attempt: Attempt) -> int:
         """See `Delegate.input_bound`. Counted by the model's tokenizer where it is at hand."""
@@ -292,7 +311,9 @@ def messages_bound(messages: list[BaseMessage], vocabulary: Vocabulary | None = 
     """
     texts = [
         message.content
-        if isinstance(message.content, str) and message.type in {"human", "system"}
+        if isinstance(message.content, str)
+        and message.type in {"human", "system"}
+        and not message.name
         else json.dumps(message.model_dump(), ensure_ascii=False, default=str)
         for message in messages
     ]
@@ -339,11 +360,19 @@ def _cache_options(chat: BaseChatModel) -> set[str]:
     return {name for name in _CACHE_OPTIONS if name in extra or field(chat, name) is not None}
 
 
+_MODEL_FIELDS = ("model_name", "model", "model_id", "deployment_name", "azure_deployment")
+
+
 def _model_name(chat: BaseChatModel) -> str:
-    for name in ("model_name", "model", "model_id", "deployment_name", "azure_deployment"):
-        if isinstance(value := field(chat, name), str) and value:
-            return value
-    return type(chat).__name__
+    found = (field(chat, name) for name in _MODEL_FIELDS)
+    return next((one for one in found if isinstance(one, str) and one), type(chat).__name__)
+
+
+def _renamed(chat: BaseChatModel, name: str, **options: Any) -> ChatModelDelegate:
+    fields = type(chat).model_fields
+    known = next((one for one in _MODEL_FIELDS if one in fields and field(chat, one)), None)
+    renamed = chat.model_copy(update={known: name}) if known else chat
+    return ChatModelDelegate(renamed, name=name, **options)
 
 
 def _address(chat: BaseChatModel) -> str:

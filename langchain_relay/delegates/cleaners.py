@@ -564,6 +564,11 @@ def _is_long(text: str, chars: int, words: int, cjk_chars: int) -> bool:
     return length >= chars and len(parts) >= words
 
 
+def is_restart(text: str) -> bool:
+    """Whether `text`, with which the draft begins, is too long to begin a reply by chance."""
+    return _is_long(text, *_RESTART)
+
+
 def _fold(char: str) -> str:
     return _STRAIGHT.get(char, char.lower())
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.delegates.cleaners import Reply, Stage, marker
+from langchain_relay.delegates.cleaners import Reply, Stage, is_restart, marker
 from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
@@ -235,9 +235,12 @@ class Repeated:
         return self.push(text) + (self.flush() if ended else "")
 
     def flush(self) -> str:
-        """The reply has ended; returns what was withheld."""
+        """The reply has ended; returns what was withheld.
+
+        A long beginning of the draft is a repetition that the limit cut off: it is no new text.
+        """
         held, self._held, self._expected = self._held, "", ""
-        return held
+        return "" if is_restart(held) else held
 
 
 class _Blanks:

@@ -121,6 +121,11 @@ def building(model: str) -> Iterator[None]:
         raise _not_built(error, model) from error
 
 
+def http_status(error: Exception) -> int | None:
+    """The HTTP status that an SDK's error carries; `None`: it carries none."""
+    return _http_status(error, _names_along_causes(error))
+
+
 def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateError:
     """The `DelegateError` that says what `error` means for retries, for money and for the breaker.
 
@@ -135,7 +140,8 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
         return _not_built(error, model)
     replied = received or status is not None or bool(functions & _READERS)
     connected = not (names & _NEVER_CONNECTED or _is_of_a_dead_loop(error))
-    sent = received or (connected and (status is None or status < _ERROR_STATUS))
+    refused = status is not None and status >= _ERROR_STATUS and not _is_within_a_stream(error)
+    sent = received or (connected and not refused)
     message = f"{model}: {_one_line(error)}"
     facts: dict[str, Any] = {
         "sent": sent,
@@ -226,6 +232,15 @@ def _http_status(error: Exception, names: frozenset[str]) -> int | None:
                 if isinstance(value, int) and not isinstance(value, bool):
                     return int(value)
     return None
+
+
+def _is_within_a_stream(error: Exception) -> bool:
+    """Whether the status is that of an event, behind a response header that said otherwise.
+
+    google-genai 2.34 raises both as one class; only the response that it keeps tells which.
+    """
+    headers = (getattr(getattr(e, "response", None), "status_code", None) for e in _causes(error))
+    return any(isinstance(status, int) and status < _ERROR_STATUS for status in headers)
 
 
 def _is_litellms(link: BaseException) -> bool:

@@ -7,6 +7,7 @@ kept a connection from the first run (seen with openai 3.52 and langchain-openai
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -21,17 +22,19 @@ class PerLoop(Generic[T]):
     """Makes a value once for each event loop and forgets it with the loop."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # loops of several threads may share one delegate
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
 
     def get(self, make: Callable[[], T]) -> T:
         """The running loop's value."""
         # A pool that keeps a connection keeps its loop alive, so a closed loop is dropped by hand.
-        for closed in [known for known in self._made if known.is_closed()]:
-            del self._made[closed]
         loop = asyncio.get_running_loop()
-        if loop not in self._made:
-            self._made[loop] = make()
-        return self._made[loop]
+        with self._lock:
+            for closed in [known for known in self._made if known.is_closed()]:
+                del self._made[closed]
+            if loop not in self._made:
+                self._made[loop] = make()
+            return self._made[loop]
 
 
 def with_own_connections(client: Any, **transport: Any) -> Any:

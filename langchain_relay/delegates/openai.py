@@ -6,7 +6,7 @@ The package is imported only where a client's other flavour has to be built.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
@@ -118,6 +118,20 @@ class OpenAIDelegate(Probing):
         prompt_cache: bool | None = None,
     ) -> None:
         check_tokenizer(tokenizer)
+        self._for_model = partial(
+            OpenAIDelegate,
+            client,
+            async_client=async_client,
+            api=api,
+            mode=mode,
+            flag=flag,
+            limit_name=limit_name,
+            prompt=prompt,
+            extra_body=extra_body,
+            tokenizer=tokenizer,
+            prompt_cache=prompt_cache,
+        )
+        self._others: dict[str, OpenAIDelegate] = {}
         self._tokenizer = tokenizer
         self._clients = _Clients(client, async_client)
         self._model = model
@@ -185,6 +199,14 @@ class OpenAIDelegate(Probing):
             "settings": self._settings,
             "client": self._clients.settings,
         }
+
+    def for_model(self, name: str) -> OpenAIDelegate:
+        """The same for another model of that host: its mode, its reasoning, its cache."""
+        if type(self) is not OpenAIDelegate:
+            return self  # what a class of the user's own needs nobody here knows
+        if name not in self._others:
+            self._others[name] = self._for_model(model=name)
+        return self._others[name]
 
     def input_bound(self, attempt: Attempt) -> int:
         """See `Delegate.input_bound`. Counted by the model's tokenizer where it is at hand."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from langchain_relay.delegates.continuation import LITERAL_MODES
+from langchain_relay.delegates.failures import http_status
 from langchain_relay.errors import DelegateError
 from langchain_relay.offline import refuse_offline
 
@@ -165,8 +166,8 @@ def _attempt() -> Attempt:
 
 def _refused(error: DelegateError) -> Verdict:
     """A refusal of the request itself is a verdict; a failure on the way is not."""
-    status = getattr(error.__cause__, "status_code", None)
-    if status in {400, 422}:
+    cause = error.__cause__
+    if isinstance(cause, Exception) and http_status(cause) in {400, 422}:
         return "reject"
     raise error
 
@@ -217,7 +218,9 @@ def _kept(delegate: Delegate, verdict: Verdict, reply: str) -> Probed:
 
 
 def _file(fingerprint: Mapping[str, Any]) -> Path:
-    known = {name: fingerprint.get(name) for name in ("delegate", "model", "base_url", "mode")}
+    known = {
+        name: fingerprint.get(name) for name in ("delegate", "model", "base_url", "mode", "flag")
+    }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
     return _folder() / f"{digest[:24]}.json"
 

@@ -35,6 +35,9 @@ _NESTED = frozenset(
 )
 """Keys under which there are blocks and tool calls again; under any other all is the user's."""
 
+_ARGUMENTS = frozenset({"args", "input", "arguments"})
+"""Keys of a tool call under which its arguments are, as an object or as JSON."""
+
 _OUR_OWN = "relay"
 """Key of `response_metadata` under which an answer keeps its spans; no provider reads it."""
 
@@ -103,7 +106,17 @@ class Redaction:
         value = block[key]
         if key in _STRUCTURE or (key == "data" and block.get("type") == "redacted_thinking"):
             return value
+        if key in _ARGUMENTS:
+            return self._arguments(value)
         return self._blocks(value) if key in _NESTED else self._all(value)
+
+    def _arguments(self, value: Any) -> Any:
+        """What a tool was called with; a model may have put anything into its keys, too."""
+        if isinstance(value, Mapping):
+            return {self._all(key): self._arguments(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._arguments(item) for item in value]
+        return self._all(value)
 
     def _all(self, value: Any) -> Any:
         """`value` with every string in it redacted, whatever its shape."""

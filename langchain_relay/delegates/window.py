@@ -37,6 +37,7 @@ class DraftWindow:
         """Offset of the first character of `draft` that is sent."""
         if self._tokens is None:
             return 0
+        draft = draft.rstrip()  # blanks at its end are never sent, and must not push out its words
         if self._start >= len(draft):  # not the draft of before
             self._start = 0
         if self._count(draft[self._start :]) > self._tokens:
@@ -45,7 +46,7 @@ class DraftWindow:
 
     def _next_start(self, draft: str, tokens: int) -> int:
         """The first border behind which at most `tokens` are left."""
-        low, high = self._start, len(draft.rstrip())
+        low, high = self._start, len(draft)
         while low < high:
             middle = (low + high) // 2
             if self._count(draft[middle:]) <= tokens:

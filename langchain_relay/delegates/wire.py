@@ -109,7 +109,8 @@ class HostedSide:
             try:
                 out = _resume(flow, answer)
             except BaseException:
-                self._span = None  # its rules failed: there is nothing left to close
+                self._span = None  # its rules failed, or the ledger: nobody else would hang up
+                line.hang_up()
                 raise
             if isinstance(out, SpanEnd):
                 self._span = None
@@ -154,7 +155,8 @@ class HostedSide:
             try:
                 out = _resume(flow, answer)
             except BaseException:
-                self._aspan = None  # its rules failed: there is nothing left to close
+                self._aspan = None  # its rules failed, or the ledger: nobody else would hang up
+                await line.hang_up()
                 raise
             if isinstance(out, SpanEnd):
                 self._aspan = None
@@ -258,11 +260,15 @@ class _Line:
             while not limiter.acquire(blocking=False):
                 time.sleep(_limiter_pause_s(deadline - self._terms.clock()))
 
-    def _close(self, ask: Close) -> None:
+    def hang_up(self) -> None:
+        """End the stream that is open, if there is one."""
         pump, self._pump = self._pump, None
-        child, self._child = self._child, None
         if pump is not None:
             pump.close()
+
+    def _close(self, ask: Close) -> None:
+        self.hang_up()
+        child, self._child = self._child, None
         if child is None:
             return
         if isinstance(ask.error, DelegateError):
@@ -372,11 +378,15 @@ class _AsyncLine:
                 raise _timed_out() from None
             raise _unexpected(error) from error
 
-    async def _close(self, ask: Close) -> None:
+    async def hang_up(self) -> None:
+        """End the stream that is open, if there is one."""
         stream, self._stream = self._stream, None
-        child, self._child = self._child, None
         if stream is not None:
             await shielded(_closed(stream))
+
+    async def _close(self, ask: Close) -> None:
+        await self.hang_up()
+        child, self._child = self._child, None
         if child is None:
             return
         if isinstance(ask.error, DelegateError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from langchain_relay import Budget, RelayChatModel, errors, get_relay_callback, 
 from langchain_relay.chat_models import DEFAULT_LEDGER
 from langchain_relay.delegates import LocalDelegate
 from langchain_relay.delegates.loops import PerLoop
+from langchain_relay.engine.ledger import MemoryLedger
 from langchain_relay.engine.policy import AnswerContext, Watch
 from langchain_relay.engine.values import Attempt, Delta, Sampling
 from langchain_relay.policies import CallTokens
@@ -72,6 +76,39 @@ def test_nothing_is_sent_after_a_handler_of_the_failed_attempt_raised() -> None:
         relay(local, hosted).invoke("?", {"callbacks": [Raising()]})
     assert len(hosted.attempts) == 1
     assert local.open_sessions == 0
+
+
+class Endless(ScriptedDelegate):
+    """Writes on for as long as somebody reads."""
+
+    def stream(self, attempt: Attempt) -> Iterator[Delta]:
+        self.open_streams += 1
+        try:
+            while True:
+                yield Delta("blue ")
+        finally:
+            self.open_streams -= 1
+
+    async def astream(self, attempt: Attempt) -> AsyncIterator[Delta]:
+        for delta in self.stream(attempt):
+            await asyncio.sleep(0)
+            yield delta
+
+
+@pytest.mark.parametrize("path", ["invoke", "ainvoke"])
+async def test_a_ledger_that_fails_leaves_no_stream_open(path: str) -> None:
+    class Torn(MemoryLedger):
+        def settle(self, reservation: Any, actual: Any, *, now: float) -> None:
+            super().settle(reservation, actual, now=now)
+            raise OSError("the disk is full")
+
+    hosted = Endless("")
+    model = relay(ScriptedLocal(*PIECES), hosted, ledger=Torn())
+    with pytest.raises(OSError, match="disk is full"):
+        await model.ainvoke("?") if path == "ainvoke" else model.invoke("?")
+    async with asyncio.timeout(5):
+        while hosted.open_streams:
+            await asyncio.sleep(0.01)
 
 
 EVENTS = ["relay.call.started", "relay.call.finished", "relay.call.failed", "relay.call.denied"]
@@ -340,6 +377,32 @@ def test_a_closed_loop_keeps_no_client() -> None:
     for _ in range(5):
         asyncio.run(use())
     assert len(made._made) <= 1
+
+
+def test_loops_of_several_threads_share_a_delegate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads find the same closed loop, and both want to drop it."""
+    both = threading.Barrier(2)
+
+    class Loop:
+        closed = False
+
+        def is_closed(self) -> bool:
+            if self.closed:
+                with suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)  # where only one may look at a time nobody else comes
+            return self.closed
+
+    made, gone = PerLoop[object](), Loop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: gone)
+    made.get(object)
+    gone.closed = True
+    here = [Loop(), Loop()]
+    running = iter(here)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: next(running))
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(made.get, object) for _ in range(2)]:
+            one.result(10)
+    assert len(made._made) == len(here)
 
 
 @pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])

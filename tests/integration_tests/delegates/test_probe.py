@@ -9,17 +9,21 @@ import pytest
 from langchain_openai import ChatOpenAI
 
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
-from langchain_relay.delegates.probe import BEGUN, MAX_TOKENS
+from langchain_relay.delegates.probe import BEGUN, MAX_TOKENS, Probing
+from langchain_relay.delegates.resolve import resolve_delegate
 from langchain_relay.engine.values import Attempt
 from langchain_relay.errors import DelegateError
-from tests.servers.openai_server import OpenAIServer, Reply
+from tests.faults import Fault, FaultServer, Reply, script
+from tests.integration_tests.delegates.hosted_sides import every_side
+from tests.servers.openai_server import OpenAIServer
+from tests.servers.openai_server import Reply as Answer
 
 REST = "mps over the sleepy dog beside the quiet river."
 HOSTS = [
     (REST, "literal", "prefill"),
     (BEGUN + REST, "echo", "prefill"),
     ("The small brown fox jumps over the sleepy dog.", "restart", "instruct"),
-    (Reply(status=400), "reject", "instruct"),
+    (Answer(status=400), "reject", "instruct"),
 ]
 
 
@@ -91,9 +95,27 @@ def test_a_mode_that_was_chosen_loses_the_repetition_all_the_same(folder, make):
             assert "".join(delta.text for delta in deltas) == shown
 
 
+@every_side
+async def test_whoever_is_refused_a_begun_answer_is_told_so(folder, make, monkeypatch):
+    monkeypatch.setitem(script.STATUS, Fault.NOT_FOUND, 400)
+    with FaultServer(Reply(fault=Fault.NOT_FOUND)) as server:
+        delegate = resolve_delegate(make(server))
+        assert isinstance(delegate, Probing)
+        assert delegate.probe().verdict == "reject"
+        assert (await delegate.aprobe()).verdict == "reject"
+
+
+def test_a_verdict_on_one_flag_says_nothing_of_another(folder):
+    with OpenAIServer("The small brown fox jumps over the sleepy dog.") as server:
+        assert raw(server, mode="flag", flag="prefix").probe().verdict == "restart"
+        assert len(list(folder.iterdir())) == 1
+        raw(server, mode="flag", flag="partial").probe()
+        assert len(list(folder.iterdir())) == 2
+
+
 @pytest.mark.parametrize("status", [401, 404, 429, 500])
 def test_a_failure_on_the_way_is_no_verdict(folder, status):
-    with OpenAIServer(Reply(status=status)) as server:
+    with OpenAIServer(Answer(status=status)) as server:
         with pytest.raises(DelegateError):
             raw(server).probe()
         assert raw(server).mode == "instruct"

@@ -262,6 +262,24 @@ def test_the_name_is_the_models_own_or_the_users():
     assert ChatModelDelegate(Whole()).model == "Whole"
 
 
+def test_one_name_for_two_models_does_not_make_them_one():
+    small, large = (ChatModelDelegate(ChatOpenAI(model=m, api_key="k"), name="us") for m in "ab")
+    assert small.fingerprint != large.fingerprint
+
+
+def test_another_model_of_the_class_has_a_mode_and_a_reasoning_of_its_own():
+    claude = ChatModelDelegate(ChatAnthropic(model="claude-haiku-4-5"))
+    other = claude.for_model("claude-opus-4-8")
+    assert (claude.mode, other.mode) == ("prefill", "instruct")
+    assert other.model == "claude-opus-4-8"
+    assert other is claude.for_model("claude-opus-4-8")
+    gpt = ChatModelDelegate(ChatOpenAI(model="gpt-5-mini", api_key="k"), mode="handoff")
+    older = gpt.for_model("gpt-4o")
+    assert gpt.fingerprint["settings"]["reasoning_effort"] == "minimal"
+    assert "reasoning_effort" not in older.fingerprint["settings"]
+    assert older.mode == "handoff", "the user chose it"
+
+
 def test_the_fingerprint_tells_hosts_and_settings_apart_and_holds_no_secret():
     def fingerprint(**options: Any) -> str:
         model = ChatOpenAI(model="m", api_key="sk-secret", **options)

@@ -66,6 +66,16 @@ def test_a_status_behind_content_is_owed():
     assert mapped(StatusError(200)).sent
 
 
+def test_a_status_within_a_stream_is_owed_and_one_of_the_response_is_not():
+    # google-genai gives both an error event and a refusal its `code`.
+    event, refusal = StatusError(503), StatusError(503)
+    for error in (event, refusal):
+        vars(error)["code"] = vars(error).pop("status_code")
+    event.response = httpx.Response(200)
+    assert (mapped(event).sent, mapped(event).retryable) == (True, True)
+    assert (mapped(refusal).sent, mapped(refusal).retryable) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("error", "retryable", "sent"),
     [

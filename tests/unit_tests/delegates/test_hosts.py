@@ -134,3 +134,13 @@ def test_a_reply_that_begins_with_the_draft_loses_it(reply, new, size):
 
 def test_without_a_draft_a_reply_is_left_alone():
     assert Repeated(" ").push("Hello") == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("reply", "new"),
+    [("The sea", "The sea"), ("The sea is salty and blue", ""), ("The sea is so", "The sea is so")],
+)
+def test_a_repetition_that_the_limit_cut_off_is_no_text(reply, new):
+    repeated = Repeated("The sea is salty and blue, and cold. ")
+    shown = "".join(map(repeated.push, reply)) + repeated.flush()
+    assert shown == new

@@ -143,3 +143,11 @@ def test_the_input_bound_covers_every_byte_that_is_sent():
         sent = delegate._request(ASKED)
         text = sent["prompt"] if api == "completions" else sent["messages"][0]["content"]
         assert delegate.input_bound(ASKED) >= len(text.encode())
+
+
+def test_another_model_of_the_host_has_a_mode_and_a_reasoning_of_its_own():
+    base = OpenAIDelegate(openai.OpenAI(api_key="k"), model="davinci-002")
+    chat = base.for_model("gpt-5-mini")
+    assert (base.mode, chat.mode) == ("completion", "instruct")
+    assert chat.fingerprint["settings"] == {"reasoning_effort": "minimal"}
+    assert chat.model == "gpt-5-mini"

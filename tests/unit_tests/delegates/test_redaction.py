@@ -103,6 +103,16 @@ def test_structure_stays() -> None:
     }
 
 
+def test_keys_of_a_tools_arguments_are_text_too() -> None:
+    arguments = {"ages": {SECRET: 41}, "all": [{SECRET: 1}]}
+    call = {"name": "keep", "args": arguments, "id": "call_1"}
+    block = {"type": "tool_use", "name": "keep", "input": arguments, "id": "call_1"}
+    out = redacted(AIMessage([block], tool_calls=[call]))
+    assert SECRET not in out.model_dump_json()
+    assert isinstance(out, AIMessage)
+    assert out.tool_calls[0]["args"] == {"ages": {"[NAME]": 41}, "all": [{"[NAME]": 1}]}
+
+
 def test_a_name_that_would_change_is_left_out() -> None:
     assert redacted(MESSAGES[1]).name == "Ann"
     assert redacted(MESSAGES[2]).name is None

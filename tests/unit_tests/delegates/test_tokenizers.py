@@ -274,3 +274,9 @@ def test_a_message_that_is_more_than_text_is_counted_with_all_it_has() -> None:
     messages = (HumanMessage("Why?"), AIMessage("", tool_calls=[call]))
     delegate = OpenAIDelegate(CLIENT, model="gpt-5-mini")
     assert delegate.input_bound(Attempt(messages, "", 8)) > 50
+
+
+def test_a_speakers_name_is_part_of_the_bound():
+    delegate = OpenAIDelegate(CLIENT, model="m")
+    named = Attempt((HumanMessage("Why?", name="n" * 64),), "", 8)
+    assert delegate.input_bound(named) >= len("Why?") + 64 + 16

@@ -31,6 +31,12 @@ def test_a_draft_that_fits_is_sent_whole():
     assert starts([SENTENCE * 8], 96) == [0]  # 12 words each
 
 
+def test_blanks_at_the_end_push_no_words_out():
+    draft = SENTENCE * 8 + "\n" * 400
+    window = DraftWindow(96, len)
+    assert draft[window.start(draft) :].strip() == SENTENCE.strip()[-48:].partition(" ")[2]
+
+
 def test_the_window_stands_still_and_then_moves_by_half():
     drafts = [" ".join(["word"] * n) for n in range(1, 1_001)]
     moved = [b for a, b in pairwise(starts(drafts, 100)) if a != b]
