@@ -18,7 +18,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_relay.delegates.asks import Booking
 from langchain_relay.delegates.wire import HostedSide, abook, book
-from langchain_relay.engine.drivers import adrive, aleased, drive, leased
+from langchain_relay.engine.drivers import LocalWork, adrive, aleased, drive, leased
 from langchain_relay.engine.errors import LedgerError
 from langchain_relay.engine.events import (
     CallFailed,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
 
     from langchain_relay.delegates.terms import Terms
+    from langchain_relay.prices import LocalPrice
 
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Answer:
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
         answer_id: The run's id; prefix of call ids and key of what is counted for it alone.
+        local_price: What local work costs; `None`: it has no price.
     """
 
     local: LocalModel
@@ -78,6 +80,7 @@ class Answer:
     end_on_delegate_stop: bool
     run: BaseRunManager | None
     answer_id: str
+    local_price: LocalPrice | None = None
 
     def lease(self) -> Future[LocalSession]:
         """Queue for a sequence of the local model."""
@@ -121,7 +124,7 @@ def chunks(answer: Answer) -> Generator[ChatGenerationChunk, None, None]:
         source = HostedSide(answer.terms_in(session), answer.run)
         told = _Told(answer, _checked(session))
         try:
-            with closing(drive(answer.flow(session), session, source)) as events:
+            with closing(drive(answer.flow(session), session, source, told.work)) as events:
                 for event in events:
                     for notice in told.notices(event):
                         emit(answer.run, *notice)
@@ -143,7 +146,7 @@ async def achunks(answer: Answer) -> AsyncGenerator[ChatGenerationChunk, None]:
         source = HostedSide(answer.terms_in(session), answer.run)
         told = _Told(answer, _checked(session))
         try:
-            async with aclosing(adrive(answer.flow(session), session, source)) as events:
+            async with aclosing(adrive(answer.flow(session), session, source, told.work)) as events:
                 async for event in events:
                     for notice in told.notices(event):
                         await aemit(answer.run, *notice)
@@ -193,6 +196,7 @@ class _Told:
     answer: Answer
     session: LocalSession
     opened: SpanOpened | None = None
+    work: LocalWork = field(default_factory=LocalWork)
     writer: AnswerWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -236,8 +240,16 @@ class _Told:
             scalars={
                 "schema_version": SCHEMA_VERSION,
                 "delegate_only_cost_nanousd": self._delegate_only_nanousd(),
+                **self._local_cost(),
             },
         )
+
+    def _local_cost(self) -> dict[str, int]:
+        """How long the local model worked and what that costs, if it has a price."""
+        price, work_ms = self.answer.local_price, self.work.waited_ms
+        if price is None:
+            return {}
+        return {"local_ms": work_ms, "local_cost_nanousd": price.cost_nanousd(work_ms)}
 
     def _delegate_only_nanousd(self) -> int | None:
         """What the hosted model alone would have cost, with local counts for its tokens."""

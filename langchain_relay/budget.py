@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -127,7 +129,7 @@ class Budget:
             raise UsageMistake(message) from error
         if not usd.is_finite() or usd < 0:
             raise UsageMistake(f"Budget(usd={self.usd!r}): a limit is finite and not negative")
-        return int(usd * NANOUSD_PER_USD)
+        return math.floor(Fraction(usd) * NANOUSD_PER_USD)  # Decimal would round to 28 digits
 
     def allowance(self, run_id: str, config: Mapping[str, Any]) -> Allowance:
         """The budget of one answer.

@@ -52,18 +52,26 @@ from langchain_relay.delegates.fallback import members
 from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.redaction import Redact, Redaction
 from langchain_relay.delegates.resolve import resolve_delegate
-from langchain_relay.delegates.terms import Member, Terms
+from langchain_relay.delegates.terms import Member, Terms, priced_as
 from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
-from langchain_relay.errors import PriceUnknown, UsageMistake, translated
+from langchain_relay.errors import UsageMistake, translated
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.offline import offline
 from langchain_relay.policies import Always, CallTokens, Never
-from langchain_relay.prices import Price, PriceBook, UserPrice
+from langchain_relay.prices import (
+    LocalPrice,
+    OnUnknownPrice,
+    Price,
+    PriceBook,
+    UsdPerHour,
+    UserPrice,
+    UserPrices,
+)
 from langchain_relay.teaching import FEW_SHOT
 
 Delegation = Literal["auto", "never", "always"]
@@ -120,7 +128,7 @@ class RelayChatModel(BaseChatModel):
     Raises:
         ModelNotFound: `model` or `adapter` names no GGUF.
         UnknownDelegate: `delegate` cannot be used.
-        PriceUnknown: a budget in USD over a model nobody knows a price of.
+        PriceUnknown: a budget in USD over a model nobody knows a price of; see `on_unknown_price`.
         UsageMistake: a setting is out of range.
     """
 
@@ -192,8 +200,17 @@ class RelayChatModel(BaseChatModel):
     or the URL of one of Redis or PostgreSQL. `None`: in this process."""
     on_ledger_error: Literal["refuse", "allow"] = "refuse"
     """While the ledger cannot be reached: hand-overs are refused, or allowed and booked later."""
-    prices: Annotated[Mapping[str, tuple[Any, Any]] | None, SkipValidation] = None
-    """Own prices: `{model: (input, output)}` in USD per million tokens."""
+    prices: Annotated[UserPrices | None, SkipValidation] = None
+    """Own prices: `{model: (input, output)}` in USD per million tokens, tables in place of the
+    pairs, or the path of a TOML file (see `docs/prices.md`)."""
+    on_unknown_price: OnUnknownPrice = "error"
+    """A model nobody knows a price of, under a budget in USD: `error` raises `PriceUnknown`; `warn`
+    warns once, and hand-overs go on as if there were no limit in USD, their cost unknown and
+    booked as 0, flagged as estimated; `zero` takes it as free, budget or not."""
+    local_usd_per_hour: Annotated[UsdPerHour | None, SkipValidation] = None
+    """What an hour of local work costs, such as the machine's rent. An answer's work is the time
+    it waited for the local model's tokens, prompt included; not what it waited for a free sequence
+    or for the hosted model. Chats that are decoded together each count all of it. `None`: free."""
     on_budget: Literal["continue", "raise", "stop"] = "continue"
     """After a refusal: the local model goes on, `BudgetExceeded` is raised, or the answer ends."""
 
@@ -219,6 +236,8 @@ class RelayChatModel(BaseChatModel):
     _local: LocalModel = PrivateAttr()
     _hosted: Delegate = PrivateAttr()
     _book: PriceBook = PrivateAttr()
+    _local_price: LocalPrice | None = PrivateAttr()
+    _warned_of: set[str] = PrivateAttr(default_factory=set)
     _ledger: Ledger = PrivateAttr()
     _other_locals: dict[str, LocalModel] = PrivateAttr(default_factory=dict)
 
@@ -247,6 +266,8 @@ class RelayChatModel(BaseChatModel):
             self._local = self._local_model(self.model)
             self._check_roles(self._local)
             self._book = PriceBook(self.prices)
+            hour = self.local_usd_per_hour
+            self._local_price = None if hour is None else LocalPrice(hour)
             self._ledger = DEFAULT_LEDGER if self.ledger is None else ledger_from(self.ledger)
             self._check_budgets(budgets(self.budget), None)
         return self
@@ -288,9 +309,13 @@ class RelayChatModel(BaseChatModel):
         )
 
     def _price(self, delegate: Delegate, model: str) -> Price | None:
-        if isinstance(delegate, LocalDelegate) and model not in (self.prices or {}):
+        asked = priced_as(delegate)
+        local = isinstance(delegate, LocalDelegate)
+        if local and self._book.users(model, base_url=asked["base_url"]) is None:
             return UserPrice(Decimal(0), Decimal(0), source="local")
-        return self._book.find(model, base_url=delegate.fingerprint.get("base_url"))
+        if self.on_unknown_price == "zero":
+            return self._book.require(model, on_unknown="zero", **asked)
+        return self._book.find(model, **asked)
 
     def _check_roles(self, local: LocalModel) -> None:
         """One model in both roles would wait for a sequence that it holds itself.
@@ -319,12 +344,14 @@ class RelayChatModel(BaseChatModel):
         in_usd = any(budget_of(one).usd is not None for one in given)
         for member in self._members(hosted_model):
             check_countable(member.delegate, member.name)
-            if in_usd and member.price is None:
-                raise PriceUnknown(
-                    f"Budget(usd=...) needs a price of {member.name!r} and none is known: pass "
-                    f"prices={{{member.name!r}: (input_usd_per_mtok, output_usd_per_mtok)}}, or "
-                    f"limit tokens= or calls= instead"
+            if in_usd and member.price is None and member.name not in self._warned_of:
+                self._book.require(
+                    member.name,
+                    on_unknown=self.on_unknown_price,
+                    of_budget=True,
+                    **priced_as(member.delegate),
                 )
+                self._warned_of.add(member.name)
 
     # --- one answer -----------------------------------------------------------------------------
 
@@ -360,6 +387,7 @@ class RelayChatModel(BaseChatModel):
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
+            local_price=self._local_price,
         )
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:

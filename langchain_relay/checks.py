@@ -76,10 +76,6 @@ def check_fields(model: RelayChatModel) -> None:
         raise UsageMistake(
             f"model={model.model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel"
         )
-    if model.prices is not None and not isinstance(model.prices, Mapping):
-        raise UsageMistake(
-            f"prices={model.prices!r}: pass {{model: (input_usd_per_mtok, output_usd_per_mtok)}}"
-        )
     budgets(model.budget)
     redact: object = model.redact
     if redact is not None and (not callable(redact) or iscoroutinefunction(redact)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,13 +15,14 @@ from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Account, Ledger
 from langchain_relay.engine.values import Counter, Delegate
 from langchain_relay.offline import leaves_machine
+from langchain_relay.prices import price_context
 
 if TYPE_CHECKING:
     from langchain_core.rate_limiters import BaseRateLimiter
 
     from langchain_relay.prices import Price
 
-__all__ = ["Member", "Terms"]
+__all__ = ["Member", "Terms", "priced_as"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +134,26 @@ class Terms:
             self.delegate, self.price, self.model, self.reported_price, self.rate_limiters
         )
         return (first, *self.fallbacks)
+
+
+def priced_as(delegate: Delegate) -> dict[str, Any]:
+    """What a price is looked up by beside the model's name: `PriceBook.find`'s arguments.
+
+    The service tier is the one that is asked for; what a request was served at, no delegate tells.
+    """
+    fingerprint = delegate.fingerprint
+    tier = _service_tier(fingerprint)
+    return {
+        "provider": getattr(delegate, "provider", None),
+        "base_url": fingerprint.get("base_url"),
+        "context": price_context(service_tier=tier),
+    }
+
+
+def _service_tier(fingerprint: Mapping[str, Any]) -> str | None:
+    """A field of the chat model, or among what it adds to its requests, which wins."""
+    settings = fingerprint.get("settings") or {}
+    added = (fingerprint, settings)
+    places = [one.get(key) for one in added for key in ("extra_body", "model_kwargs")]
+    told = (place.get("service_tier") for place in (*places, settings) if place)
+    return next((tier for tier in told if isinstance(tier, str)), None)

@@ -6,8 +6,11 @@ Time passes only in the session and in the span source. The two functions differ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from langchain_relay.engine.events import Call, Decode, Event, Feed, Hangup, Pull
@@ -17,12 +20,39 @@ from langchain_relay.engine.values import LocalSession, SpanSource, Step
 T = TypeVar("T")
 
 
-def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Generator[Event, None, None]:
-    """Run one answer to its end; yields its events.
+@dataclass(slots=True)
+class LocalWork:
+    """How long an answer waited for its local model: reading what is new to it, and decoding.
+
+    What is decoded ahead while somebody else is waited for costs no wait and is not in it, nor is
+    the wait for a sequence. On an event loop the turns of other tasks may be.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    waited_s: float = 0.0
+    _began_s: float = 0.0
+
+    @property
+    def waited_ms(self) -> int:
+        """Milliseconds, rounded up."""
+        return math.ceil(self.waited_s * 1000)
+
+    def __enter__(self) -> None:
+        self._began_s = self.clock()
+
+    def __exit__(self, *error: object) -> None:
+        self.waited_s += self.clock() - self._began_s
+
+
+def drive(
+    flow: Flow, session: LocalSession, source: SpanSource, work: LocalWork | None = None
+) -> Generator[Event, None, None]:
+    """Run one answer to its end; yields its events. `work` is what it adds its waits to.
 
     Closing this iterator early gives the sequence back, closes the hosted stream and settles.
     """
     answer: Answer = None
+    work = work or LocalWork()
     try:
         while True:
             try:
@@ -32,7 +62,8 @@ def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Generator[Ev
             answer = None
             match out:
                 case Decode():
-                    answer = session.decode(out).result()
+                    with work:
+                        answer = session.decode(out).result()
                 case Feed():
                     session.feed(out)
                 case Call():
@@ -51,10 +82,11 @@ def drive(flow: Flow, session: LocalSession, source: SpanSource) -> Generator[Ev
 
 
 async def adrive(
-    flow: Flow, session: LocalSession, source: SpanSource
+    flow: Flow, session: LocalSession, source: SpanSource, work: LocalWork | None = None
 ) -> AsyncGenerator[Event, None]:
     """Async twin of `drive`; closing is shielded from cancellation."""
     answer: Answer = None
+    work = work or LocalWork()
     try:
         while True:
             try:
@@ -64,7 +96,8 @@ async def adrive(
             answer = None
             match out:
                 case Decode():
-                    answer = await _stepped(session.decode(out))
+                    with work:
+                        answer = await _stepped(session.decode(out))
                 case Feed():
                     session.feed(out)
                 case Call():

@@ -10,7 +10,7 @@ from langchain_relay.prices.book import (
     UnknownPriceWarning,
     price_context,
 )
-from langchain_relay.prices.local import LocalPrice
+from langchain_relay.prices.local import LocalPrice, UsdPerHour
 from langchain_relay.prices.price import Price
 from langchain_relay.prices.reported import reported_cost, reported_nanousd, with_age
 from langchain_relay.prices.user import UsdPerMillion, UserPrice, UserPrices
@@ -21,6 +21,7 @@ __all__ = [
     "Price",
     "PriceBook",
     "UnknownPriceWarning",
+    "UsdPerHour",
     "UsdPerMillion",
     "UserPrice",
     "UserPrices",

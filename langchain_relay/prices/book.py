@@ -94,11 +94,12 @@ class PriceBook:
         provider: str | None = None,
         base_url: str | None = None,
         context: Mapping[str, str] | None = None,
+        of_budget: bool = False,
     ) -> Price | None:
         """The price of a model, and what is to be done where nobody knows one.
 
         `error` raises, `warn` warns and returns `None` (its cost stays unknown), `zero` takes the
-        model for free.
+        model for free. `of_budget` says that a budget in US dollars asks.
 
         Raises:
             PriceUnknown: nobody knows a price, and `on_unknown` is `error`.
@@ -109,12 +110,18 @@ class PriceBook:
         if price is not None:
             return price
         if on_unknown == "zero":
-            return UserPrice(Decimal(0), Decimal(0), source="unknown, taken for zero")
+            return UserPrice(Decimal(0), Decimal(0), source="assumed zero")
         what = f"nobody knows a price of {model!r}" + (f" at {base_url}" if base_url else "")
         remedy = f"pass prices={{{model!r}: (input_usd_per_mtok, output_usd_per_mtok)}}"
+        if of_budget:
+            what = f"Budget(usd=...) needs a price, and {what}"
+            remedy += ", or limit tokens= or calls= instead"
         if on_unknown == "error":
             raise PriceUnknown(f"{what}: {remedy}, or on_unknown_price='warn' or 'zero'")
-        warnings.warn(f"{what}; its cost stays unknown: {remedy}", UnknownPriceWarning, 2)
+        so = "its cost stays unknown"
+        if of_budget:
+            so = f"the limit in US dollars cannot count it; {so} and is booked as 0"
+        warnings.warn(f"{what}; {so}: {remedy}", UnknownPriceWarning, 2)
         return None
 
     def _in_table(

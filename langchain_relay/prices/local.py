@@ -8,6 +8,9 @@ from decimal import Decimal, InvalidOperation
 from langchain_relay.errors import UsageMistake
 from langchain_relay.prices.price import nanousd
 
+UsdPerHour = Decimal | int | float | str
+"""US dollars for an hour."""
+
 _MS_PER_HOUR = 3_600_000
 
 
@@ -22,7 +25,7 @@ class LocalPrice:
         UsageMistake: not a finite number from 0 up.
     """
 
-    usd_per_hour: Decimal | int | float | str
+    usd_per_hour: UsdPerHour
 
     def __post_init__(self) -> None:
         try:

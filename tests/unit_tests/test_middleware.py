@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, hook_config
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
@@ -218,6 +219,29 @@ def test_the_same_agent_under_a_budget_of_nothing_and_of_one_call(
     setting = Setting(times=3, run=Budget(calls=limit))
     setting.run()
     assert setting.requests == requests
+
+
+class Raising(BaseCallbackHandler):
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a handler that fails")
+
+
+class RaisingAsync(AsyncCallbackHandler):
+    async def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        raise RuntimeError("an async handler that fails")
+
+
+@both
+@kept
+@pytest.mark.parametrize("handlers", [[], [Raising()], [RaisingAsync()]])
+def test_an_agents_budget_depends_on_no_callback(
+    handlers: list[Any], asynchronous: bool, in_ledger: bool
+) -> None:
+    setting = Setting(times=4, run=Budget(calls=2), ledger=ledger(in_ledger))
+    setting.agent = setting.agent.with_config({"callbacks": handlers})
+    state = setting.run(asynchronous=asynchronous)
+    assert texts(state) == ["It is blue so."] * 2 + ["It is so."] * 2
+    assert setting.requests == 2
 
 
 def test_other_models_of_the_agent_are_left_alone() -> None:

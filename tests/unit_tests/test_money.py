@@ -187,6 +187,32 @@ def test_enforcement_depends_on_no_callback(
     assert texts == [HELPED] * helped + [ALONE] * (4 - helped)
 
 
+class Insisting(BaseCallbackHandler):
+    """Breaks an answer when its request was sent and paid for."""
+
+    raise_error = True
+
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        if name == "relay.call.finished":
+            raise RuntimeError("a handler that fails")
+
+
+@every_way
+@pytest.mark.parametrize("limits", [{"calls": 2}, {"usd": "0.000027999"}, {"tokens": 6}])
+def test_a_handler_that_breaks_answers_breaks_no_budget(ask: Ask, limits: dict[str, Any]) -> None:
+    hosted, ledger = ScriptedDelegate("blue ", usage=(12, 3)), MemoryLedger()
+    budget = Budget(scope="global", **limits)
+    model = relay(delegate=hosted, ledger=ledger, budget=budget)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a handler that fails"):
+            ask(model, {"callbacks": [Insisting()]})
+    spent = ledger.spent(EVERYTHING, now=0.0)
+    assert spent == Amount(2 * 6_000, 2 * 3, 2)
+    assert ledger.booked(EVERYTHING, now=0.0) == spent  # nothing is left open
+    assert [ask(model).text for _ in range(2)] == [ALONE] * 2
+    assert len(hosted.attempts) == 2
+
+
 # --- windows ------------------------------------------------------------------------------------
 
 DAY_S = 24 * 3600.0

@@ -298,7 +298,7 @@ def test_an_unknown_price_may_be_taken_for_zero_and_says_so():
     price = PriceBook().require("no-such-model-7", on_unknown="zero")
     assert price is not None
     assert price.worst_nanousd(9, 9) == 0
-    assert price.source == "unknown, taken for zero"
+    assert price.source == "assumed zero"
 
 
 # --- local work ---------------------------------------------------------------------------------
