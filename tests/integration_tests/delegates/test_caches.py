@@ -76,7 +76,10 @@ def test_openai_finds_each_draft_in_the_request_behind_it(
 
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-sonnet-5"])  # prefill, instruct
 def test_claude_reads_what_the_call_before_wrote(server: FaultServer, model: str):
-    report = answered(claude(server, model), prices={model: (3, 15, "0.3", "3.75")})
+    report = answered(
+        claude(server, model),
+        prices={model: {"input": 3, "output": 15, "cached_input": "0.3", "cache_write": "3.75"}},
+    )
     reads, writes = cached(report), written(report)
     assert reads[0] == 0
     assert writes[0] > 1_200
@@ -140,7 +143,14 @@ def test_what_was_cached_is_reported_everywhere(server: FaultServer):
 
 
 def test_cached_and_written_tokens_have_their_own_prices(server: FaultServer):
-    prices = {"claude-sonnet-4-5": (3, 15, "0.3", "3.75")}
+    prices = {
+        "claude-sonnet-4-5": {
+            "input": 3,
+            "output": 15,
+            "cached_input": "0.3",
+            "cache_write": "3.75",
+        }
+    }
     report = answered(claude(server), prices=prices, budget=Budget(usd=1))
     for charge in report.charges:
         read, wrote = charge.cached_input_tokens or 0, charge.cache_write_tokens or 0
