@@ -74,11 +74,14 @@ def test_openai_finds_each_draft_in_the_request_behind_it(
         assert before - 128 - 130 <= hit <= before  # the task's words stand behind the draft
 
 
+PRICE = {"input": 3, "output": 15, "cached_input": "0.3", "cache_write": "3.75"}
+
+
 @pytest.mark.parametrize("model", ["claude-sonnet-4-5", "claude-sonnet-5"])  # prefill, instruct
 def test_claude_reads_what_the_call_before_wrote(server: FaultServer, model: str):
     report = answered(
         claude(server, model),
-        prices={model: {"input": 3, "output": 15, "cached_input": "0.3", "cache_write": "3.75"}},
+        prices={model: PRICE},
     )
     reads, writes = cached(report), written(report)
     assert reads[0] == 0
