@@ -365,7 +365,7 @@ class RelayChatModel(BaseChatModel):
         """Decide everything that can be decided before the first token."""
         check_per_call(kwargs)
         run = runs.current(run_manager)
-        answer_id = str(run.run_id if run else uuid4())
+        answer_id = runs.answer_id(run)
         delegation: Delegation = kwargs.get("delegation") or "auto"
         policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
         hosted_model = kwargs.get("delegate_model")

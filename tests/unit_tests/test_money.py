@@ -309,6 +309,28 @@ def test_a_warning_comes_once_for_all_answers(ask: Ask) -> None:
     assert ledger.spent(Account("thread", "a"), now=0.0).calls == 5
 
 
+@every_way
+def test_windows_of_one_scope_are_each_warned_of_once(ask: Ask) -> None:
+    budgets = [
+        Budget(calls=9, scope="global", window=window, warn_at=0.1) for window in ("month", None)
+    ]
+    model = relay(budget=budgets)
+    with get_relay_callback() as totals:
+        ask(model)
+        assert totals.warnings == 2
+        ask(model)
+        assert totals.warnings == 2
+
+
+@every_way
+def test_a_run_id_that_comes_again_is_another_answer(ask: Ask) -> None:
+    ledger = MemoryLedger()
+    model = relay(ledger=ledger, budget=[Budget(calls=1), Budget(calls=2, scope="global")])
+    config = {"run_id": "00000000-0000-0000-0000-000000000001"}
+    assert [ask(model, dict(config)).text for _ in range(4)] == [HELPED, HELPED, ALONE, ALONE]
+    assert len(model.delegate.attempts) == ledger.spent(EVERYTHING, now=0.0).calls == 2
+
+
 # --- a ledger that is kept, and one that is away ------------------------------------------------
 
 
@@ -325,7 +347,9 @@ def test_what_one_answer_spent_is_forgotten_and_the_rest_kept() -> None:
     ledger = MemoryLedger()
     model = relay(ledger=ledger, budget=[Budget(calls=1), Budget(calls=9, scope="global")])
     invoke(model, {"run_id": "00000000-0000-0000-0000-000000000001"})
-    run = Account("run", "00000000-0000-0000-0000-000000000001")
+    (entry,) = ledger.entries()
+    run = next(account for account in entry.accounts if account.scope == "run")
+    assert run.key.startswith("00000000-0000-0000-0000-000000000001.")
     assert ledger.spent(run, now=0.0) == Amount()
     assert ledger.spent(EVERYTHING, now=0.0).calls == 1
 
