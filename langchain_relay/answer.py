@@ -67,8 +67,8 @@ class Answer:
         terms: What hand-overs are under.
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
-        answer_id: Begins with the run's id, and no other answer has it; prefix of call ids and key of
-            what is counted for it alone.
+        answer_id: Its run's id, made unique; prefix of call ids and key of what is counted for it
+            alone.
         local_price: What local work costs; `None`: it has no price.
     """
 

@@ -17,7 +17,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from uuid import uuid4
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -352,6 +351,11 @@ class RelayChatModel(BaseChatModel):
                     **priced_as(member.delegate),
                 )
                 self._warned_of.add(member.name)
+
+    @property
+    def kept_in(self) -> Ledger:
+        """Where spending is kept, given or not."""
+        return self._ledger
 
     # --- one answer -----------------------------------------------------------------------------
 

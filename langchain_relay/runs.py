@@ -66,7 +66,7 @@ def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:
 
 
 def answer_id(run: BaseRunManager | None) -> str:
-    """Names one answer. A caller may give a run id twice, and money is booked once for each name."""
+    """Names one answer. Callers may give a run id twice; money is booked once for each name."""
     once = uuid4().hex
     return f"{run.run_id}.{once[:16]}" if run else once
 
