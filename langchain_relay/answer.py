@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_relay.delegates.asks import Booking
 from langchain_relay.delegates.wire import HostedSide, abook, book
 from langchain_relay.engine.drivers import LocalWork, adrive, aleased, drive, leased
-from langchain_relay.engine.errors import LedgerError
+from langchain_relay.engine.errors import RelayError
 from langchain_relay.engine.events import (
     CallFailed,
     Event,
@@ -168,7 +168,7 @@ def _kept_going() -> Iterator[None]:
     """A ledger that is away breaks no answer."""
     try:
         yield
-    except LedgerError as error:
+    except RelayError as error:
         logger.warning("the ledger was not told the end of an answer: %s", error)
 
 

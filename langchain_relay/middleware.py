@@ -186,7 +186,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         self._exit_behavior: ExitBehavior = exit_behavior
         self._id = uuid4().hex
         self._lock = threading.Lock()
-        self._accounts: dict[tuple[Ledger, Account], None] = {}
+        self._accounts: dict[tuple[int, Account], Ledger] = {}
 
     # --- a run begins ---------------------------------------------------------------------------
 
@@ -379,10 +379,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         """Accounts of model calls so long ago that nobody makes them again."""
         with self._lock:
             for allowance in allowances:
-                self._accounts[ledger, allowance.account(now)] = None
-            old = list(self._accounts)[:-_REMEMBERED]
-            for place in old:
-                del self._accounts[place]
+                self._accounts[id(ledger), allowance.account(now)] = ledger
+            places = list(self._accounts)[:-_REMEMBERED]
+            old = [(self._accounts.pop(place), place[1]) for place in places]
         return [account for kept_in, account in old if kept_in is ledger]
 
     def _noted(

@@ -7,12 +7,14 @@ in `langchain_relay.ledgers`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, Protocol
+from weakref import WeakSet
 
 from langchain_relay.engine.errors import BudgetExceeded, UsageMistake
 from langchain_relay.engine.values import BudgetWarning
@@ -353,6 +355,7 @@ class MemoryLedger:
         self._open: dict[str, _Attempt] = {}
         self._finished: deque[str] = deque()
         self._none_expires_before = inf
+        _LEDGERS.add(self)
 
     def reserve(
         self,
@@ -508,3 +511,19 @@ class MemoryLedger:
         self._finished.append(key)
         if len(self._finished) > self._history:
             self._attempts.pop(self._finished.popleft(), None)
+
+    def _after_fork(self) -> None:
+        """Whoever held the lock is not in the child."""
+        self._lock = threading.Lock()
+
+
+_LEDGERS: WeakSet[MemoryLedger] = WeakSet()
+
+
+def _begin_anew_in_the_child() -> None:
+    for ledger in list(_LEDGERS):
+        ledger._after_fork()  # noqa: SLF001 - the same module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_the_child)

@@ -266,6 +266,7 @@ def test_a_path_may_be_text(tmp_path: Path):
         ("", r"needs \[\[price\]\] tables"),
         ("prices = 3", r"needs \[\[price\]\] tables"),
         ("[[price]]\ninput = 1\noutput = 1", "names no model"),
+        ("price = [1]", "names no model"),
         ("[[price]]\nmodel = 'm'\ninput = 0.00000025\noutput = 1", r"write 0\.25"),
         ("[[price", "is no TOML"),
     ],
