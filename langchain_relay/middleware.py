@@ -30,6 +30,9 @@ from langchain.agents.middleware.types import (
     ToolCallRequest,
 )
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langgraph.config import get_config
 from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
 from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
@@ -285,10 +288,10 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Give the model what is left, and note what it spent."""
-        if not isinstance(request.model, RelayChatModel):
+        if (model := _relay_in(request.model)) is None:
             return handler(request)
-        limited = self._limited(request, request.model)
-        return self._noted(request, handler(limited), self._spent_on(limited, request.model))
+        limited = self._limited(request, model)
+        return self._noted(request, handler(limited), self._spent_on(limited, model))
 
     async def awrap_model_call(
         self,
@@ -296,11 +299,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Async twin of `wrap_model_call`."""
-        if not isinstance(request.model, RelayChatModel):
+        if (model := _relay_in(request.model)) is None:
             return await handler(request)
-        limited = self._limited(request, request.model)
+        limited = self._limited(request, model)
         response = await handler(limited)
-        return self._noted(request, response, await self._aspent_on(limited, request.model))
+        return self._noted(request, response, await self._aspent_on(limited, model))
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
         if self._given is not None and model.ledger != self._given:
@@ -309,7 +312,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
             )
         settings = dict(request.model_settings)
-        given = settings.get("budget") or ()
+        given = settings.get("budget") or _bound_to(request.model).get("budget") or ()
         given = (given,) if isinstance(given, Budget | Allowance) else tuple(given)
         settings["budget"] = (*given, *self._allowances(request.state))
         if request.state.get("relay_choice") == "local":
@@ -472,6 +475,31 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
 
 
 _CHANNELS: Mapping[str, str] = {RUN: "relay_run", THREAD: "relay_thread"}
+
+
+def _relay_in(model: Any) -> RelayChatModel | None:
+    """The relay that `model` is or, bound to settings, to a config or to retries, has in it.
+
+    Raises:
+        UsageMistake: there is one among fallbacks, where the others do not know of budgets.
+    """
+    while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
+        model = model.bound if isinstance(model, RunnableBindingBase) else model.default
+    if isinstance(model, RunnableWithFallbacks) and any(map(_relay_in, model.runnables)):
+        raise UsageMistake(
+            "RelayBudgetMiddleware cannot limit a model .with_fallbacks(); give the agent the "
+            "relay and use ModelFallbackMiddleware, or a FallbackDelegate in the relay"
+        )
+    return model if isinstance(model, RelayChatModel) else None
+
+
+def _bound_to(model: Any) -> dict[str, Any]:
+    """What `.bind()` gave it; the outermost wins."""
+    bound: dict[str, Any] = {}
+    while isinstance(model, RunnableBindingBase):
+        bound = {**model.kwargs, **bound}
+        model = model.bound
+    return bound
 
 
 def _warn(error: LedgerError) -> None:

@@ -13,6 +13,7 @@ from langchain.agents.middleware import AgentMiddleware, hook_config
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
@@ -456,3 +457,42 @@ def test_a_warning_comes_once_in_a_run_and_names_its_whole_limit() -> None:
     assert [(e["spent"], e["limit"], e["scope"]) for e in warnings] == [(3, 5, "agent_run")]
     denied = [e for e in events if e["type"] == "relay.call.denied"]
     assert [(e["left"], e["limit"]) for e in denied] == [(0, 5)]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda model: model.bind(temperature=0),
+        lambda model: model.with_config(tags=["a"]).bind(temperature=0),
+        lambda model: model.with_retry(),
+        lambda model: model.configurable_fields(temperature=ConfigurableField(id="heat")),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_model_that_is_bound_to_something_is_limited(wrapped: Any, asynchronous: bool) -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    budget = RelayBudgetMiddleware(thread=Budget(calls=1))
+    agent: Any = create_agent(
+        wrapped(setting.model), [], middleware=[budget], checkpointer=setting.saver
+    )
+    setting.agent = agent
+    for _ in range(2):
+        setting.run(asynchronous=asynchronous)
+    assert setting.requests == 1
+
+
+def test_a_budget_that_is_bound_to_the_model_stays() -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    model: Any = setting.model.bind(budget=Budget(calls=0))
+    agent: Any = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=1))])
+    agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0
+
+
+def test_a_relay_among_fallbacks_is_refused() -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    model: Any = setting.model.with_fallbacks([setting.model])
+    agent: Any = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=1))])
+    with pytest.raises(errors.UsageMistake, match="with_fallbacks"):
+        agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0
