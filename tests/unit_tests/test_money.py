@@ -21,6 +21,7 @@ from langchain_relay import (
     relay_report,
 )
 from langchain_relay.budget import Allowance
+from langchain_relay.delegates import wire
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
@@ -451,3 +452,18 @@ def test_an_allowance_is_taken_as_it_is() -> None:
     model = relay(ledger=ledger)
     assert [invoke(model, budget=allowance).text for _ in range(2)] == [HELPED, ALONE]
     assert ledger.spent(Account("team", "blue"), now=0.0).calls == 1
+
+
+def test_ctrl_c_while_a_request_goes_out_gives_no_money_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(wire.Pump[Any]):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(wire, "Pump", Interrupted)
+    ledger = MemoryLedger()
+    with pytest.raises(KeyboardInterrupt):
+        invoke(relay(ledger=ledger))
+    assert ledger.spent(EVERYTHING, now=0.0) == Amount(16_000, 8, 1)
