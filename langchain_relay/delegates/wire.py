@@ -340,7 +340,7 @@ class _AsyncLine:
             case Admit(deadline, limiters):
                 await self._admit(deadline, limiters)
                 return None
-            case Send(attempt, delegate, received):
+            case Send(attempt, delegate):
                 self._model = attempt.model or delegate.model
                 if self._parent is not None:
                     self._child = await aopen_child(self._parent, delegate, attempt)

@@ -22,6 +22,7 @@ from langchain_relay import (
 )
 from langchain_relay.budget import Allowance
 from langchain_relay.delegates import wire
+from langchain_relay.delegates.pump import Pump
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
@@ -457,7 +458,7 @@ def test_an_allowance_is_taken_as_it_is() -> None:
 def test_ctrl_c_while_a_request_goes_out_gives_no_money_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Interrupted(wire.Pump[Any]):
+    class Interrupted(Pump[Any]):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             raise KeyboardInterrupt
