@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_relay.delegates.asks import Booking
 from langchain_relay.delegates.wire import HostedSide, abook, book
 from langchain_relay.engine.drivers import LocalWork, adrive, aleased, drive, leased
-from langchain_relay.engine.errors import LedgerError
+from langchain_relay.engine.errors import RelayError
 from langchain_relay.engine.events import (
     CallFailed,
     Event,
@@ -67,7 +67,8 @@ class Answer:
         terms: What hand-overs are under.
         end_on_delegate_stop: A hosted `stop` ends the answer.
         run: The answer's own run, if LangChain told us.
-        answer_id: The run's id; prefix of call ids and key of what is counted for it alone.
+        answer_id: Its run's id, made unique; prefix of call ids and key of what is counted for it
+            alone.
         local_price: What local work costs; `None`: it has no price.
     """
 
@@ -167,7 +168,7 @@ def _kept_going() -> Iterator[None]:
     """A ledger that is away breaks no answer."""
     try:
         yield
-    except LedgerError as error:
+    except RelayError as error:
         logger.warning("the ledger was not told the end of an answer: %s", error)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
-from langchain_relay.engine.ledger import Account, Limit
+from langchain_relay.engine.ledger import Account, Amount, Limit
 from langchain_relay.errors import UsageMistake
 
 __all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of"]
@@ -22,6 +22,8 @@ Window = Literal["minute", "hour", "day", "week", "month"]
 
 EVERYBODY = "all"
 """The key of the scope `global`."""
+
+_NOTHING = Amount()
 
 _KEYS: Mapping[str, tuple[str, ...]] = {"thread": ("thread_id",), "user": ("user_id", "user")}
 """Where the key of a scope stands in the config; any other scope is the name itself."""
@@ -172,11 +174,13 @@ class Allowance:
         budget: The limits.
         key: Of the account, within the budget's scope.
         once: For one answer: nobody asks for the account again.
+        before: What is off its limits already, and counted elsewhere.
     """
 
     budget: Budget
     key: str
     once: bool = False
+    before: Amount = _NOTHING
 
     def account(self, now: float) -> Account:
         """Where spending is counted now."""
@@ -191,9 +195,12 @@ class Allowance:
             written: Tokens of the account's earlier answers, both writers together.
         """
         budget, account = self.budget, self.account(now)
-        counted = (budget.limit_nanousd, budget.tokens, budget.calls)
-        if any(limit is not None for limit in counted):
-            yield Limit(account, *counted, budget.warn_at)
+        if any(n is not None for n in (budget.limit_nanousd, budget.tokens, budget.calls)):
+            usd, usd_off = _left(budget.limit_nanousd, self.before.cost_nanousd)
+            tokens, tokens_off = _left(budget.tokens, self.before.tokens)
+            calls, calls_off = _left(budget.calls, self.before.calls)
+            off = Amount(usd_off, tokens_off, calls_off)
+            yield Limit(account, usd, tokens, calls, budget.warn_at, before=off)
         if budget.share is not None:
             most = int(Decimal(str(budget.share)) * (written + max_tokens))
             yield Limit(account, tokens=most, warn_at=budget.warn_at, of_share=True)
@@ -209,6 +216,14 @@ class Allowance:
 def allowance(given: Budget | Allowance, run_id: str, config: Mapping[str, Any]) -> Allowance:
     """`Budget.allowance`; one that is decided already stays as it is."""
     return given if isinstance(given, Allowance) else given.allowance(run_id, config)
+
+
+def _left(limit: int | None, before: int) -> tuple[int | None, int]:
+    """What is left of a limit, and how much of it is gone."""
+    if limit is None:
+        return None, 0
+    gone = min(before, limit)
+    return limit - gone, gone
 
 
 def budget_of(given: Budget | Allowance) -> Budget:

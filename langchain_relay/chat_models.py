@@ -17,7 +17,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from uuid import uuid4
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -353,6 +352,11 @@ class RelayChatModel(BaseChatModel):
                 )
                 self._warned_of.add(member.name)
 
+    @property
+    def kept_in(self) -> Ledger:
+        """Where spending is kept, given or not."""
+        return self._ledger
+
     # --- one answer -----------------------------------------------------------------------------
 
     def _answer(
@@ -365,7 +369,7 @@ class RelayChatModel(BaseChatModel):
         """Decide everything that can be decided before the first token."""
         check_per_call(kwargs)
         run = runs.current(run_manager)
-        answer_id = str(run.run_id if run else uuid4())
+        answer_id = runs.answer_id(run)
         delegation: Delegation = kwargs.get("delegation") or "auto"
         policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
         hosted_model = kwargs.get("delegate_model")

@@ -11,6 +11,7 @@ after_model    it was refused something: raise, or ask and let it write again
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -29,6 +30,9 @@ from langchain.agents.middleware.types import (
     ToolCallRequest,
 )
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langgraph.config import get_config
 from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
 from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
@@ -37,7 +41,7 @@ from langgraph.types import Command, interrupt
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
-from langchain_relay.engine.ledger import Amount, Ledger
+from langchain_relay.engine.ledger import Account, Amount, Ledger
 from langchain_relay.errors import BudgetExceeded, LedgerError, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
@@ -52,6 +56,9 @@ RUN, THREAD = "agent_run", "thread"
 """Scopes of the accounts."""
 
 logger = logging.getLogger(__name__)
+
+_REMEMBERED = 1_000
+"""Accounts of model calls that are kept open: other middleware may make a call again."""
 
 _UNITS = ("cost_nanousd", "tokens", "calls")
 
@@ -180,6 +187,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         self._given = ledger
         self._ledger = None if ledger is None else ledger_from(ledger)
         self._exit_behavior: ExitBehavior = exit_behavior
+        self._id = uuid4().hex
+        self._lock = threading.Lock()
+        self._accounts: dict[tuple[int, Account], Ledger] = {}
 
     # --- a run begins ---------------------------------------------------------------------------
 
@@ -278,9 +288,10 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Give the model what is left, and note what it spent."""
-        if not isinstance(request.model, RelayChatModel):
+        if (model := _relay_in(request.model)) is None:
             return handler(request)
-        return self._noted(request, handler(self._limited(request, request.model)))
+        limited = self._limited(request, model)
+        return self._noted(request, handler(limited), self._spent_on(limited, model))
 
     async def awrap_model_call(
         self,
@@ -288,9 +299,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Async twin of `wrap_model_call`."""
-        if not isinstance(request.model, RelayChatModel):
+        if (model := _relay_in(request.model)) is None:
             return await handler(request)
-        return self._noted(request, await handler(self._limited(request, request.model)))
+        limited = self._limited(request, model)
+        response = await handler(limited)
+        return self._noted(request, response, await self._aspent_on(limited, model))
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
         if self._given is not None and model.ledger != self._given:
@@ -299,7 +312,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
             )
         settings = dict(request.model_settings)
-        given = settings.get("budget") or ()
+        given = settings.get("budget") or _bound_to(request.model).get("budget") or ()
         given = (given,) if isinstance(given, Budget | Allowance) else tuple(given)
         settings["budget"] = (*given, *self._allowances(request.state))
         if request.state.get("relay_choice") == "local":
@@ -316,15 +329,69 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         counted = _counted(state, scope)
         limits = _limits(budget, counted)
         if self._ledger is None:
-            left = {unit: max(0, limit - counted.get(unit, 0)) for unit, limit in limits.items()}
-            return Allowance(_with(budget, left), uuid4().hex, once=True)
+            before = Amount(*(counted.get(unit, 0) for unit in _UNITS))
+            return Allowance(_with(budget, limits), self._key(scope, state), before=before)
         key = state.get("relay_run_id") or uuid4().hex
         if scope == THREAD:
             return _with(budget, limits).allowance(key, get_config())
         return Allowance(_with(budget, limits), key)
 
+    def _key(self, scope: str, state: Mapping[str, Any]) -> str:
+        """Names what this model call spends, however often other middleware makes it.
+
+        The state says what was spent before, so what comes after that is a new account.
+        """
+        run = state.get("relay_run_id") or uuid4().hex
+        place = _place() if scope == THREAD else ""
+        counted = _counted(state, scope)
+        return ":".join([self._id, place or run, *(str(counted.get(unit, 0)) for unit in _UNITS)])
+
+    def _spent_on(self, limited: ModelRequest[Any], model: RelayChatModel) -> dict[str, Spending]:
+        """What went onto the accounts of this model call, attempts that nobody noted included."""
+        if self._ledger is not None:
+            return {}
+        now, ledger, allowances = time.time(), model.kept_in, self._allowances(limited.state)
+        try:
+            spent = {a: ledger.spent(a.account(now), now=now) for a in allowances}
+            for account in self._done_with(allowances, ledger, now):
+                ledger.close(account)
+        except LedgerError as error:
+            _warn(error)
+            return {}
+        return _kept(spent)
+
+    async def _aspent_on(
+        self, limited: ModelRequest[Any], model: RelayChatModel
+    ) -> dict[str, Spending]:
+        """Async twin of `_spent_on`."""
+        if self._ledger is not None:
+            return {}
+        now, ledger, allowances = time.time(), model.kept_in, self._allowances(limited.state)
+        try:
+            spent = {a: await ledger.aspent(a.account(now), now=now) for a in allowances}
+            for account in self._done_with(allowances, ledger, now):
+                await ledger.aclose(account)
+        except LedgerError as error:
+            _warn(error)
+            return {}
+        return _kept(spent)
+
+    def _done_with(
+        self, allowances: tuple[Allowance, ...], ledger: Ledger, now: float
+    ) -> list[Account]:
+        """Accounts of model calls so long ago that nobody makes them again."""
+        with self._lock:
+            for allowance in allowances:
+                self._accounts[id(ledger), allowance.account(now)] = ledger
+            places = list(self._accounts)[:-_REMEMBERED]
+            old = [(self._accounts.pop(place), place[1]) for place in places]
+        return [account for kept_in, account in old if kept_in is ledger]
+
     def _noted(
-        self, request: ModelRequest[Any], response: ModelResponse[Any]
+        self,
+        request: ModelRequest[Any],
+        response: ModelResponse[Any],
+        booked: Mapping[str, Spending],
     ) -> ExtendedModelResponse[Any]:
         relayed = [
             message.response_metadata[METADATA_KEY]
@@ -334,7 +401,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         charges = [charge for relay in relayed for charge in relay.get("charges", [])]
         events = [event for relay in relayed for event in relay.get("events", [])]
         update: dict[str, Any] = {
-            channel: _plus(_counted(request.state, scope), _spent(charges))
+            channel: _plus(
+                _counted(request.state, scope), _most(_spent(charges), _counted(booked, scope))
+            )
             for scope, channel in _CHANNELS.items()
         }
         ours = {RUN, THREAD} & set(self._budgets)
@@ -406,6 +475,31 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
 
 
 _CHANNELS: Mapping[str, str] = {RUN: "relay_run", THREAD: "relay_thread"}
+
+
+def _relay_in(model: Any) -> RelayChatModel | None:
+    """The relay that `model` is or, bound to settings, to a config or to retries, has in it.
+
+    Raises:
+        UsageMistake: there is one among fallbacks, where the others do not know of budgets.
+    """
+    while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
+        model = model.bound if isinstance(model, RunnableBindingBase) else model.default
+    if isinstance(model, RunnableWithFallbacks) and any(map(_relay_in, model.runnables)):
+        raise UsageMistake(
+            "RelayBudgetMiddleware cannot limit a model .with_fallbacks(); give the agent the "
+            "relay and use ModelFallbackMiddleware, or a FallbackDelegate in the relay"
+        )
+    return model if isinstance(model, RelayChatModel) else None
+
+
+def _bound_to(model: Any) -> dict[str, Any]:
+    """What `.bind()` gave it; the outermost wins."""
+    bound: dict[str, Any] = {}
+    while isinstance(model, RunnableBindingBase):
+        bound = {**model.kwargs, **bound}
+        model = model.bound
+    return bound
 
 
 def _warn(error: LedgerError) -> None:
@@ -483,6 +577,18 @@ def _spent(charges: list[dict[str, Any]]) -> Spending:
 
 def _plus(one: Spending, other: Spending) -> Spending:
     return {unit: one.get(unit, 0) + other.get(unit, 0) for unit in {**one, **other}}
+
+
+def _most(one: Spending, other: Spending) -> Spending:
+    return {unit: max(one.get(unit, 0), other.get(unit, 0)) for unit in {**one, **other}}
+
+
+def _place() -> str:
+    """The thread and, in it, the agent; empty outside a thread."""
+    given = get_config().get("configurable") or {}
+    agent = str(given.get("checkpoint_ns") or "").rpartition("|")[0]
+    thread = given.get("thread_id")
+    return "" if thread is None else f"{thread}/{agent}"
 
 
 def _refusal(state: Mapping[str, Any]) -> _Over | None:

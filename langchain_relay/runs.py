@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager, CallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -62,6 +63,12 @@ def config_of(run: BaseRunManager | None) -> Mapping[str, Any]:
 def current(run_manager: BaseRunManager | None) -> BaseRunManager | None:
     """The run of the answer that is being written, if LangChain told us."""
     return run_manager or _RUN.get()
+
+
+def answer_id(run: BaseRunManager | None) -> str:
+    """Names one answer. Callers may give a run id twice; money is booked once for each name."""
+    once = uuid4().hex
+    return f"{run.run_id}.{once[:16]}" if run else once
 
 
 def own_run(

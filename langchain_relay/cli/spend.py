@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -107,7 +107,10 @@ class Question:
         except ValueError as error:
             raise UsageMistake(f"{day!r} is no ISO date such as 2026-11-21") from error
         begin = begin if begin.tzinfo else begin.replace(tzinfo=self.zone)
-        return (begin + timedelta(days=days)).timestamp()
+        try:
+            return (begin + timedelta(days=days)).timestamp()
+        except OverflowError as error:
+            raise UsageMistake(f"{day!r} is beyond the calendar; leave it out") from error
 
 
 def spend(question: Question, form: Format, plot: Path | None, watch_s: float | None) -> None:
@@ -182,7 +185,7 @@ def table(rows: Rows, by: Sequence[str]) -> RenderableType:
     for name, value in zip(("attempts", "calls", "output tokens", "cost"), whole, strict=True):
         out.add_column(name, value, justify="right")
     for group, total in rows.items():
-        out.add_row(*group, *_cells(total))
+        out.add_row(*map(Text, group), *_cells(total))  # keys are the users': no markup
     return out
 
 
@@ -230,8 +233,9 @@ def draw(rows: Rows, by: Sequence[str], path: Path) -> None:
     for part in parts:
         found = [rows.get((bar, *part), Total()).amount.cost_nanousd for bar in bars]
         heights = [value / NANOUSD_PER_USD for value in found]
-        label = " ".join(part) or None
-        axes.bar(bars, heights, bottom=[bottom[bar] for bar in bars], label=label)
+        label = _plain(" ".join(part)) or None
+        names = [_plain(bar) for bar in bars]
+        axes.bar(names, heights, bottom=[bottom[bar] for bar in bars], label=label)
         bottom = {bar: bottom[bar] + height for bar, height in zip(bars, heights, strict=True)}
     axes.set_ylabel("US dollars")
     axes.set_title(f"spent on hosted models, by {', '.join(by)}")
@@ -243,6 +247,11 @@ def draw(rows: Rows, by: Sequence[str], path: Path) -> None:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:
         raise UsageMistake(f"--plot {path}: {error}") from error
+
+
+def _plain(text: str) -> str:
+    """As matplotlib draws it literally: no formula, and no leading mark of what it leaves out."""
+    return text.replace("$", r"\$").replace("_", "\N{WORD JOINER}_", text.startswith("_"))
 
 
 # --- live ---------------------------------------------------------------------------------------
@@ -262,12 +271,18 @@ def watch(question: Question, ledger: Ledger, every_s: float) -> None:
 def _frame(question: Question, ledger: Ledger) -> RenderableType:
     now = datetime.now(question.zone)
     head = Text(f"{question.where}  {now:%Y-%m-%d %H:%M:%S}  (Ctrl-C ends)", style="dim")
+    latest: deque[Entry] = deque(maxlen=LATEST)  # a history may be longer than the memory
+
+    def noted() -> Iterator[Entry]:
+        for entry in question.entries(ledger):
+            latest.append(entry)
+            yield entry
+
     try:
-        found = list(question.entries(ledger))
+        rows = totals(noted(), question.by, zone=question.zone)
     except LedgerError as error:  # it may come back
         return Group(head, Text(str(error), style="red"))
-    rows = totals(found, question.by, zone=question.zone)
-    return Group(head, table(rows, question.by), _latest(found, question.zone))
+    return Group(head, table(rows, question.by), _latest(latest, question.zone))
 
 
 def _latest(found: Sequence[Entry], zone: ZoneInfo) -> RenderableType:
@@ -276,10 +291,11 @@ def _latest(found: Sequence[Entry], zone: ZoneInfo) -> RenderableType:
         out.add_column(name)
     for name in ("tokens", "cost"):
         out.add_column(name, justify="right")
-    for entry in islice(reversed(found), LATEST):
+    for entry in reversed(found):
         whose = ", ".join(f"{a.scope}:{a.key}" if a.key else a.scope for a in entry.accounts)
         at = datetime.fromtimestamp(entry.at, zone)
         state = f"{entry.state}, estimated" if entry.estimated else entry.state
         cost = usd(entry.amount.cost_nanousd)
-        out.add_row(f"{at:%H:%M:%S}", entry.model, whose, state, str(entry.amount.tokens), cost)
+        told = (entry.model, whose, state, str(entry.amount.tokens), cost)
+        out.add_row(f"{at:%H:%M:%S}", *map(Text, told))
     return out

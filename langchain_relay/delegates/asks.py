@@ -97,10 +97,11 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Open the stream of `attempt` at `delegate`."""
+    """Open the stream of `attempt` at `delegate`; from when it may go out, `received` says so."""
 
     attempt: Attempt
     delegate: Delegate
+    received: Received = field(default_factory=Received)
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class Books:
         if account.scope == "run":
             return True
         marker = Account("_warned", f"{account.scope}:{account.key}:{unit}", account.window)
-        key = f"{self.call_id}!{unit}@{account.scope}"
+        key = f"{self.call_id}!{unit}@{account.scope}:{account.key}:{account.window}"
         facts = {"key": key, "now": now, "expires_at": now + EXPIRY_MARGIN_S}
         try:
             limit, once = Limit(marker, calls=1), Amount(calls=1)

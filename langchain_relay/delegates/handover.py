@@ -296,7 +296,7 @@ class _HandOver:
         yield Admit(self.deadline, self.member.rate_limiters)
         self._check_circuit(self.terms.breakers.send)
         received.sent_at = self.terms.clock()
-        yield Send(self._sending(), self.member.delegate)
+        yield Send(self._sending(), self.member.delegate, received)
         received.sent = True
         while (delta := (yield Next(self.deadline))) is not None:
             if not received.answered:

@@ -235,11 +235,12 @@ class _Line:
             case Admit(deadline, limiters):
                 self._admit(deadline, limiters)
                 return None
-            case Send(attempt, delegate):
+            case Send(attempt, delegate, received):
                 self._model = attempt.model or delegate.model
                 if self._parent is not None:
                     self._child = open_child(self._parent, delegate, attempt)
                 attempt = replace(attempt, run_manager=self._child)
+                received.sent = True  # before its thread begins: Ctrl-C may come at any moment
                 self._pump = Pump(partial(_stream, delegate, attempt))
                 return None
             case Next(deadline):

@@ -7,12 +7,14 @@ in `langchain_relay.ledgers`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, Protocol
+from weakref import WeakSet
 
 from langchain_relay.engine.errors import BudgetExceeded, UsageMistake
 from langchain_relay.engine.values import BudgetWarning
@@ -71,6 +73,7 @@ class Limit:
 
     `warn_at` is the share of a limit at which its owner wants to be warned; `None`: never.
     `of_share`: `tokens` follows from a share of all tokens, and is called that.
+    `before`: what was taken off the owner's limits to get these, for what people are told.
     """
 
     account: Account
@@ -79,41 +82,45 @@ class Limit:
     calls: int | None = None
     warn_at: float | None = None
     of_share: bool = False
+    before: Amount = Amount()
 
     def refusal(self, unit: str, *, needed: int, used: int) -> BudgetExceeded:
         """What to raise when `used + needed` would pass this limit."""
-        own = getattr(self, dict(CHECKED_IN_ORDER)[unit])
+        field_name = dict(CHECKED_IN_ORDER)[unit]
+        own = getattr(self, field_name)
         limit = MOST if own is None else own
         return BudgetExceeded(
             unit=self._name(unit),
             needed=needed,
             left=max(0, limit - used),
-            limit=limit,
+            limit=limit + getattr(self.before, field_name),
             scope=self.account.scope,
             window=self.account.window,
         )
 
     def warnings(self, spent: Amount) -> list[BudgetWarning]:
-        """The units of which `spent` has reached the warning share."""
+        """The units of which `spent` has reached the warning share, and `before` had not."""
         if self.warn_at is None:
             return []
+        units = zip(self._units(spent + self.before), self._units(self.before), strict=True)
         return [
             BudgetWarning(self._name(unit), used, limit, self.account.scope, self.account.window)
-            for unit, limit, used in self._units(spent)
-            if limit > 0 and used >= self.warn_at * limit
+            for (unit, limit, used), (_, _, before) in units
+            if limit > 0 and before < self.warn_at * limit <= used
         ]
 
     def _name(self, unit: str) -> str:
         return "share" if self.of_share and unit == "tokens" else unit
 
     def _units(self, amount: Amount) -> list[tuple[str, int, int]]:
-        """Unit, limit and amount of each limit there is."""
+        """Unit, whole limit and amount of each limit there is."""
+        before = self.before
         units = (
-            ("calls", self.calls, amount.calls),
-            ("usd", self.cost_nanousd, amount.cost_nanousd),
-            ("tokens", self.tokens, amount.tokens),
+            ("calls", self.calls, before.calls, amount.calls),
+            ("usd", self.cost_nanousd, before.cost_nanousd, amount.cost_nanousd),
+            ("tokens", self.tokens, before.tokens, amount.tokens),
         )
-        return [(unit, limit, value) for unit, limit, value in units if limit is not None]
+        return [(unit, left + off, value) for unit, left, off, value in units if left is not None]
 
 
 def admit(limits: Sequence[Limit], booked: Sequence[Amount], needed: Amount) -> None:
@@ -348,6 +355,7 @@ class MemoryLedger:
         self._open: dict[str, _Attempt] = {}
         self._finished: deque[str] = deque()
         self._none_expires_before = inf
+        _LEDGERS.add(self)
 
     def reserve(
         self,
@@ -503,3 +511,19 @@ class MemoryLedger:
         self._finished.append(key)
         if len(self._finished) > self._history:
             self._attempts.pop(self._finished.popleft(), None)
+
+    def _after_fork(self) -> None:
+        """Whoever held the lock is not in the child."""
+        self._lock = threading.Lock()
+
+
+_LEDGERS: WeakSet[MemoryLedger] = WeakSet()
+
+
+def _begin_anew_in_the_child() -> None:
+    for ledger in list(_LEDGERS):
+        ledger._after_fork()  # noqa: SLF001 - the same module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_in_the_child)

@@ -97,6 +97,8 @@ class StoreLedger(ABC):
         self, reservation: Reservation, actual: Amount, *, now: float, estimated: bool = False
     ) -> bool:
         """See `Ledger.settle`."""
+        # What no store can keep would wait for ever, and everything else behind it.
+        _require_storable(reservation.key, reservation.model, reservation.accounts)
         return self._end(Outcome(reservation, "settled", _bounded(actual), now, estimated))
 
     def release(self, reservation: Reservation, *, now: float) -> bool:
@@ -296,7 +298,8 @@ def _begin_anew_in_the_child() -> None:
         ledger._after_fork()  # noqa: SLF001 - the same class
 
 
-os.register_at_fork(after_in_child=_begin_anew_in_the_child)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_begin_anew_in_the_child)
 
 
 def _bounded(amount: Amount) -> Amount:

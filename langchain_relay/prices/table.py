@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from langchain_relay.engine.values import Usage
@@ -57,17 +58,17 @@ class TablePrice:
 
     def worst_nanousd(self, input_tokens: int, output_tokens: int) -> int:
         """See `Price.worst_nanousd`. A tier that is asked for may be served at the standard one."""
-        dearest: tuple[dict[str, int | None], ...] = (
+        read: tuple[dict[str, int | None], ...] = (
             {},
+            {"cache_read_tokens": input_tokens},
             {"cache_write_tokens": input_tokens},
-            {"output_reasoning_tokens": output_tokens},
-            {"cache_write_tokens": input_tokens, "output_reasoning_tokens": output_tokens},
+            {"cache_write_tokens": input_tokens, "cache_write_1h_tokens": input_tokens},
         )
+        wrote: tuple[dict[str, int | None], ...] = ({}, {"output_reasoning_tokens": output_tokens})
         contexts = [self.context, {}] if self.context else [{}]
         return max(
-            self._nanousd(input_tokens, output_tokens, details, context)
-            for details in dearest
-            for context in contexts
+            self._nanousd(input_tokens, output_tokens, {**one, **other}, context)
+            for one, other, context in product(read, wrote, contexts)
         )
 
     def _nanousd(

@@ -144,7 +144,7 @@ def _in_file(path: Path) -> Iterator[Entry]:
             f"date as_of above them if you like"
         )
     for row in rows:
-        if not isinstance(row.get("model"), str):
+        if not isinstance(row, Mapping) or not isinstance(row.get("model"), str):
             raise UsageMistake(f"a [[price]] of {str(path)!r} names no model: {row!r}")
         yield _entry(row["model"], row, read.get("as_of"), f"user ({path.name})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +13,7 @@ from langchain.agents.middleware import AgentMiddleware, hook_config
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
@@ -19,7 +21,7 @@ from langgraph.types import Command
 from langchain_relay import Budget, BudgetExceeded, RelayChatModel, errors, relay_report
 from langchain_relay.engine.ledger import Account, MemoryLedger
 from langchain_relay.middleware import RelayBudgetMiddleware
-from langchain_relay.testing import ScriptedDelegate, ScriptedLocal
+from langchain_relay.testing import FailingDelegate, ScriptedDelegate, ScriptedLocal
 
 THREAD = {"configurable": {"thread_id": "1"}}
 COST_NANOUSD, WORST_NANOUSD = 3 * 2_000, 8 * 2_000  # only output costs something here
@@ -374,3 +376,123 @@ def test_the_models_own_budget_holds_too() -> None:
     answer = agent.invoke({"messages": [("user", "Why?")]})["messages"][-1]
     assert answer.text == "It is so."
     assert relay_report(answer).denied == 1
+
+
+# --- what no answer tells -----------------------------------------------------------------------
+
+
+def agent_of(delegate: Any, *middleware: AgentMiddleware[Any, Any, Any], **fields: Any) -> Any:
+    model = RelayChatModel(
+        model=ScriptedLocal("It is ", "<call>8</call>", "so."),
+        delegate=delegate,
+        prices={"scripted": (0, 2)},
+        **fields,
+    )
+    return create_agent(model, [], middleware=list(middleware), checkpointer=InMemorySaver())
+
+
+class MadeAgain(AgentMiddleware[Any, Any, Any]):
+    """Makes each model call three times, whatever becomes of it."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        for _ in range(2):
+            with contextlib.suppress(errors.DelegateError):
+                handler(request)
+        return handler(request)
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        for _ in range(2):
+            with contextlib.suppress(errors.DelegateError):
+                await handler(request)
+        return await handler(request)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("scope", ["run", "thread"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_model_call_that_is_made_again_has_what_is_left(
+    scope: str, outside: bool, asynchronous: bool
+) -> None:
+    hosted = ScriptedDelegate("blue ", usage=(12, 3))
+    limits: dict[str, Any] = {scope: Budget(calls=2)}
+    order = [RelayBudgetMiddleware(**limits), MadeAgain()]
+    agent = agent_of(hosted, *(reversed(order) if outside else order))
+    if asynchronous:
+        asyncio.run(agent.ainvoke({"messages": [("user", "Why?")]}, THREAD))
+    else:
+        agent.invoke({"messages": [("user", "Why?")]}, THREAD)
+    assert len(hosted.attempts) == 2
+    if scope == "thread":
+        agent.invoke({"messages": [("user", "Why?")]}, THREAD)
+        assert len(hosted.attempts) == 2  # the lost answers are in the checkpoint
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_model_call_that_raised_has_spent(outside: bool) -> None:
+    broken = errors.DelegateError("cut", retryable=False, answered=True)
+    hosted = FailingDelegate(broken, times=9, after="b ", model="scripted")
+    order = [RelayBudgetMiddleware(run=Budget(calls=2)), MadeAgain()]
+    agent = agent_of(hosted, *(reversed(order) if outside else order), on_delegate_error="raise")
+    agent.invoke({"messages": [("user", "Why?")]}, THREAD)
+    assert len(hosted.attempts) == 2
+
+
+def test_tokens_that_nobody_reported_are_counted_at_their_worst() -> None:
+    hosted = ScriptedDelegate("blue ")
+    agent = agent_of(hosted, RelayBudgetMiddleware(thread=Budget(tokens=8)))
+    for _ in range(2):
+        agent.invoke({"messages": [("user", "Why?")]}, THREAD)
+    assert len(hosted.attempts) == 1
+
+
+def test_a_warning_comes_once_in_a_run_and_names_its_whole_limit() -> None:
+    setting = Setting(times=6, run=Budget(calls=5, warn_at=0.5))
+    events = [
+        event
+        for message in setting.run()["messages"]
+        if message.type == "ai"
+        for event in message.response_metadata["relay"]["events"]
+    ]
+    warnings = [e for e in events if e["type"] == "relay.budget.warning"]
+    assert [(e["spent"], e["limit"], e["scope"]) for e in warnings] == [(3, 5, "agent_run")]
+    denied = [e for e in events if e["type"] == "relay.call.denied"]
+    assert [(e["left"], e["limit"]) for e in denied] == [(0, 5)]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda model: model.bind(temperature=0),
+        lambda model: model.with_config(tags=["a"]).bind(temperature=0),
+        lambda model: model.with_retry(),
+        lambda model: model.configurable_fields(temperature=ConfigurableField(id="heat")),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_model_that_is_bound_to_something_is_limited(wrapped: Any, asynchronous: bool) -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    budget = RelayBudgetMiddleware(thread=Budget(calls=1))
+    agent: Any = create_agent(
+        wrapped(setting.model), [], middleware=[budget], checkpointer=setting.saver
+    )
+    setting.agent = agent
+    for _ in range(2):
+        setting.run(asynchronous=asynchronous)
+    assert setting.requests == 1
+
+
+def test_a_budget_that_is_bound_to_the_model_stays() -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    model: Any = setting.model.bind(budget=Budget(calls=0))
+    agent: Any = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=1))])
+    agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0
+
+
+def test_a_relay_among_fallbacks_is_refused() -> None:
+    setting = Setting(run=Budget(calls=9))  # for its parts
+    model: Any = setting.model.with_fallbacks([setting.model])
+    agent: Any = create_agent(model, [], middleware=[RelayBudgetMiddleware(run=Budget(calls=1))])
+    with pytest.raises(errors.UsageMistake, match="with_fallbacks"):
+        agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0

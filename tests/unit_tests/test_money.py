@@ -21,6 +21,8 @@ from langchain_relay import (
     relay_report,
 )
 from langchain_relay.budget import Allowance
+from langchain_relay.delegates import wire
+from langchain_relay.delegates.pump import Pump
 from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.wire import HostedSide
 from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
@@ -309,6 +311,28 @@ def test_a_warning_comes_once_for_all_answers(ask: Ask) -> None:
     assert ledger.spent(Account("thread", "a"), now=0.0).calls == 5
 
 
+@every_way
+def test_windows_of_one_scope_are_each_warned_of_once(ask: Ask) -> None:
+    budgets = [
+        Budget(calls=9, scope="global", window=window, warn_at=0.1) for window in ("month", None)
+    ]
+    model = relay(budget=budgets)
+    with get_relay_callback() as totals:
+        ask(model)
+        assert totals.warnings == 2
+        ask(model)
+        assert totals.warnings == 2
+
+
+@every_way
+def test_a_run_id_that_comes_again_is_another_answer(ask: Ask) -> None:
+    ledger = MemoryLedger()
+    model = relay(ledger=ledger, budget=[Budget(calls=1), Budget(calls=2, scope="global")])
+    config = {"run_id": "00000000-0000-0000-0000-000000000001"}
+    assert [ask(model, dict(config)).text for _ in range(4)] == [HELPED, HELPED, ALONE, ALONE]
+    assert len(model.delegate.attempts) == ledger.spent(EVERYTHING, now=0.0).calls == 2
+
+
 # --- a ledger that is kept, and one that is away ------------------------------------------------
 
 
@@ -325,7 +349,9 @@ def test_what_one_answer_spent_is_forgotten_and_the_rest_kept() -> None:
     ledger = MemoryLedger()
     model = relay(ledger=ledger, budget=[Budget(calls=1), Budget(calls=9, scope="global")])
     invoke(model, {"run_id": "00000000-0000-0000-0000-000000000001"})
-    run = Account("run", "00000000-0000-0000-0000-000000000001")
+    (entry,) = ledger.entries()
+    run = next(account for account in entry.accounts if account.scope == "run")
+    assert run.key.startswith("00000000-0000-0000-0000-000000000001.")
     assert ledger.spent(run, now=0.0) == Amount()
     assert ledger.spent(EVERYTHING, now=0.0).calls == 1
 
@@ -427,3 +453,18 @@ def test_an_allowance_is_taken_as_it_is() -> None:
     model = relay(ledger=ledger)
     assert [invoke(model, budget=allowance).text for _ in range(2)] == [HELPED, ALONE]
     assert ledger.spent(Account("team", "blue"), now=0.0).calls == 1
+
+
+def test_ctrl_c_while_a_request_goes_out_gives_no_money_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(Pump[Any]):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(wire, "Pump", Interrupted)
+    ledger = MemoryLedger()
+    with pytest.raises(KeyboardInterrupt):
+        invoke(relay(ledger=ledger))
+    assert ledger.spent(EVERYTHING, now=0.0) == Amount(16_000, 8, 1)

@@ -91,7 +91,9 @@ def test_counts_that_contradict_cost_as_uncached_at_the_users_prices_too(usage: 
 def test_a_cache_write_costs_more_than_input_where_the_table_says_so_and_the_worst_case_has_it():
     price = found(PriceBook(None), "claude-haiku-4-5")
     written = price.cost_nanousd(Usage(1_000, 10, cache_write_tokens=1_000))
-    assert written == price.worst_nanousd(1_000, 10) > price.cost_nanousd(Usage(1_000, 10))
+    long = Usage(1_000, 10, cache_write_tokens=1_000, cache_write_1h_tokens=1_000)
+    assert price.cost_nanousd(Usage(1_000, 10)) < written < price.cost_nanousd(long)
+    assert price.worst_nanousd(1_000, 10) == price.cost_nanousd(long)
 
 
 def test_the_configured_name_wins_over_the_reported_one_and_both_over_the_table():
@@ -266,6 +268,7 @@ def test_a_path_may_be_text(tmp_path: Path):
         ("", r"needs \[\[price\]\] tables"),
         ("prices = 3", r"needs \[\[price\]\] tables"),
         ("[[price]]\ninput = 1\noutput = 1", "names no model"),
+        ("price = [1]", "names no model"),
         ("[[price]]\nmodel = 'm'\ninput = 0.00000025\noutput = 1", r"write 0\.25"),
         ("[[price", "is no TOML"),
     ],

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from langchain_relay.cli import spend as spend_module
 from langchain_relay.cli.app import app
-from langchain_relay.engine.ledger import Account, Amount, Limit
+from langchain_relay.engine.ledger import Account, Amount, Limit, Reservation
 from langchain_relay.ledgers import SQLiteLedger
 
 DAY = datetime(2026, 11, 20, 23, 30, tzinfo=UTC).timestamp()
@@ -128,7 +130,11 @@ def test_a_ledger_that_is_not_there(
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--since", "yesterday"], "'yesterday'"), (["--timezone", "Mars/X"], "Mars/X")],
+    [
+        (["--since", "yesterday"], "'yesterday'"),
+        (["--until", "9999-12-31"], "beyond the calendar"),
+        (["--timezone", "Mars/X"], "Mars/X"),
+    ],
 )
 def test_a_mistake_is_named(ledger: Path, arguments: list[str], said: str) -> None:
     assert said in spend(ledger, *arguments, code=1)
@@ -157,6 +163,19 @@ def test_watch_shows_what_comes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "thread:c" in out
     assert "4 USD" in out
     assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold]x", "$x^_{", r"$\frac$", "_hidden", "=1+1"])
+def test_names_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
+    where = tmp_path / "spending.db"
+    with SQLiteLedger(where) as kept:
+        made = Reservation("k", (Account("user", name),), Amount(), DAY, name, DAY)
+        kept.settle(made, Amount(7, 1, 1), now=DAY)
+        frame = io.StringIO()
+        shown = Console(file=frame, width=200)
+        shown.print(spend_module._frame(spend_module.Question(str(where), by=("key",)), kept))
+    assert f"user:{name}" in spend(where, "--by", "key", "--plot", tmp_path / "spent.png")
+    assert frame.getvalue().count(f"user:{name}") == 2  # a total, and the latest
 
 
 def test_the_help_teaches() -> None:

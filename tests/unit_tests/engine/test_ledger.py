@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -214,3 +216,17 @@ def test_settled_plus_reserved_never_passes_the_limit(
             settled += actual.cost_nanousd
         assert ledger.spent(ACCOUNT, now=now).cost_nanousd == settled
         assert settled + sum(r.amount.cost_nanousd for r in open_) <= cap
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_another_thread_books_can_book() -> None:
+    ledger = MemoryLedger()
+    with ledger._lock:  # as a thread holds it that is not in the child
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)  # ends it if it waits
+            try:
+                ledger.reserve([], Amount(1), key="k", now=0, expires_at=9)
+            finally:
+                os._exit(0 if list(ledger.entries()) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_relay.engine.ledger import Account, Amount, Entry, Limit
+from langchain_relay.engine.ledger import Account, Amount, Entry, Limit, Reservation
 from langchain_relay.errors import LedgerError, UsageMistake
 from langchain_relay.ledgers import SQLiteLedger
 from langchain_relay.ledgers.sqlite import APPLICATION_ID, MIGRATIONS, SCHEMA
@@ -141,6 +141,9 @@ def test_text_that_no_store_keeps_is_refused_before_anything_is_spent(path, text
     for account, key in ((ALL, text), (Account(text, "k"), "key"), (Account("s", text), "key")):
         with pytest.raises(UsageMistake, match="NUL"):
             ledger.reserve([Limit(account)], Amount(1), key=key, now=0, expires_at=9)
+        with pytest.raises(UsageMistake, match="NUL"):
+            ledger.settle(Reservation(key, (account,), Amount(1), 9), Amount(1), now=0)
+    assert ledger.waiting == 0
 
 
 async def test_a_cancelled_reserve_sets_nothing_aside(path, monkeypatch):
