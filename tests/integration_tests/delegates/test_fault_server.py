@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from typing import Any
 
 import httpx
@@ -347,7 +348,7 @@ def test_the_openai_package_reads_completions(server: FaultServer):
 
 
 def test_the_anthropic_package_reads_messages(server: FaultServer):
-    anthropic = pytest.importorskip("anthropic")
+    anthropic: Any = import_module("anthropic")
     claude = anthropic.Anthropic(base_url=server.url, api_key="test", max_retries=0)
     ask: Mapping[str, Any] = {"model": "m", "max_tokens": 9, "messages": USER}
     server.script(Reply(TEXT))
@@ -366,7 +367,7 @@ def test_the_anthropic_package_reads_messages(server: FaultServer):
 
 
 def test_the_ollama_package_reads_chat(server: FaultServer):
-    ollama = pytest.importorskip("ollama")
+    ollama: Any = import_module("ollama")
     host = ollama.Client(host=server.url)
     server.script(Reply(TEXT))
     assert host.chat("m", messages=USER).message.content == TEXT
@@ -382,7 +383,7 @@ def test_the_ollama_package_reads_chat(server: FaultServer):
 
 
 def test_the_google_package_reads_gemini(server: FaultServer):
-    genai = pytest.importorskip("google.genai")
+    genai: Any = import_module("google.genai")
     options = genai.types.HttpOptions(base_url=server.url)
     google = genai.Client(api_key="test", http_options=options)  # its models die with it
     models = google.models
