@@ -40,6 +40,7 @@ from langgraph.types import Command, interrupt
 
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
+from langchain_relay.checks import budgets
 from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
 from langchain_relay.engine.ledger import Account, Amount, Ledger
 from langchain_relay.errors import BudgetExceeded, LedgerError, UsageMistake
@@ -219,7 +220,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         Raises:
             BudgetExceeded: with `exit_behavior="error"`.
         """
-        if self._ledger is None:
+        if self._ledger is None or self._stays(state):
             return self._before(state, state)
         now = time.time()
         allowances = self._allowances(state)
@@ -237,7 +238,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         runtime: Runtime[Any],  # noqa: ARG002 - LangChain's signature
     ) -> dict[str, Any] | None:
         """Async twin of `before_model`."""
-        if self._ledger is None:
+        if self._ledger is None or self._stays(state):
             return self._before(state, state)
         now = time.time()
         allowances = self._allowances(state)
@@ -248,8 +249,12 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             return None
         return self._before(state, _kept(spent))
 
+    def _stays(self, state: RelayBudgetState) -> bool:
+        """Whether the run goes on whatever is left, so that nobody has to look."""
+        return self._exit_behavior == "local" or state.get("relay_choice") == "local"
+
     def _before(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> dict[str, Any] | None:
-        if self._exit_behavior == "local" or state.get("relay_choice") == "local":
+        if self._stays(state):
             return None
         over = next(self._over(state, spent), None) or _refusal(state)
         if over is None:
@@ -312,9 +317,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
             )
         settings = dict(request.model_settings)
-        given = settings.get("budget") or _bound_to(request.model).get("budget") or ()
-        given = (given,) if isinstance(given, Budget | Allowance) else tuple(given)
-        settings["budget"] = (*given, *self._allowances(request.state))
+        given = settings.get("budget") or _bound_to(request.model).get("budget")
+        settings["budget"] = (*budgets(given), *self._allowances(request.state))
         if request.state.get("relay_choice") == "local":
             settings["delegation"] = "never"
         return request.override(model_settings=settings)
