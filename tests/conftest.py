@@ -11,12 +11,13 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.soaks import SOAK
+
 pytest_plugins = ["tests.servers.fixtures"]
 
 INTEGRATION = Path(__file__).parent / "integration_tests"
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
-SOAK = os.environ.get("RELAY_SOAK") == "1"
 SERVERS = os.environ.get("RELAY_SERVERS") == "1"
 # deadline=None: a collection or a busy core is no failure.
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None)

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from langchain_relay.engine.ledger import Account, Amount, Entry, Ledger, Memory
 from langchain_relay.engine.values import Charge
 from langchain_relay.ledgers import SQLiteLedger
 from langchain_relay.testing import ScriptedLocal
-from tests.conftest import SOAK
 from tests.faults import Fault, FaultServer, Reply, Served
 from tests.faults.script import UNBOUNDED
 from tests.integration_tests.delegates.hosted_sides import (
@@ -48,6 +46,7 @@ from tests.integration_tests.delegates.hosted_sides import (
     THROUGH_LANGCHAIN,
     lacks,
 )
+from tests.soaks import SOAK, note_soak
 
 # Clients are left to the garbage collector, as most programs leave them.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -326,8 +325,7 @@ async def test_every_token_is_counted_once(ledger: Ledger) -> None:
     print(facts)
     for kind in ("all_counts_equal", "cache_hits", "asked_again", "faults"):
         assert facts[kind], f"no run of the kind {kind}"
-    if SOAK:
-        note(facts)
+    note_soak(f"tokens-{facts['ledger']}", facts)
 
 
 def check_never_below(
@@ -343,11 +341,3 @@ def check_never_below(
     assert kept.cost_nanousd >= hosts.cost_nanousd, (run, requests)
     assert kept.tokens >= hosts.tokens
     assert kept.calls >= hosts.calls
-
-
-def note(facts: dict[str, Any]) -> None:
-    """Where the results of benchmarks are kept, with a date."""
-    today = datetime.now(tz=UTC).date().isoformat()
-    name = f"soak-tokens-{facts['ledger']}-{today}.json"
-    path = Path(__file__).parents[2] / "benchmarks" / "results" / name
-    path.write_text(json.dumps({"date": today, **facts}, indent=2) + "\n", encoding="utf-8")

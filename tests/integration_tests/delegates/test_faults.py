@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -47,6 +45,7 @@ from tests.integration_tests.delegates.hosted_sides import (
     every_side,
     lacks,
 )
+from tests.soaks import SOAK, note_soak
 
 # Clients are left to the garbage collector, as most programs leave them.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -56,7 +55,6 @@ HEAD, TAIL = "It is ", " so."
 AMPLE_S = 20.0
 """A deadline that no fault but the slow ones may reach."""
 
-SOAK = os.environ.get("RELAY_SOAK") == "1"
 SEED = int(os.environ.get("RELAY_SEED", "5"))
 IN_SEQUENCE = 10_000 if SOAK else 500
 AT_ONCE = 1_000 if SOAK else 100
@@ -604,13 +602,4 @@ async def test_a_soak_of_random_faults(server: FaultServer, count: int, at_once:
     assert facts["more_files"] <= 8 * at_once + 2 * pools + 40, facts
     # Those of the executor and of idle connections stay.
     assert threading.active_count() - threads <= at_once + server.open_connections + 4
-    if SOAK:
-        note_soak(facts)
-
-
-def note_soak(facts: dict[str, Any]) -> None:
-    """Where the results of benchmarks are kept, with a date."""
-    today = datetime.now(tz=UTC).date().isoformat()
-    name = f"soak-faults-{facts['at_once']}-{today}.json"
-    path = Path(__file__).parents[3] / "benchmarks" / "results" / name
-    path.write_text(json.dumps({"date": today, **facts}, indent=2) + "\n", encoding="utf-8")
+    note_soak(f"faults-{at_once}", facts)

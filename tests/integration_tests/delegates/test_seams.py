@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -17,10 +18,11 @@ from langchain_relay import RelayChatModel
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import FaultServer, Served
+from tests.soaks import SOAK, note_soak
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
-CUTS = 500 if os.environ.get("RELAY_SOAK") == "1" else 48
+CUTS = 500 if SOAK else 48
 SEED = int(os.environ.get("RELAY_SEED", "5"))
 N = 3_000
 MODEL = "some-model"
@@ -100,8 +102,18 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Counter[str]]:
+    """Texts that came back whole, of each way to ask."""
+    found: Counter[str] = Counter()
+    yield found
+    note_soak("seams", {"cuts": CUTS, "seed": SEED, "came_back_whole": found})
+
+
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_every_literal_mode_gives_back_real_text_at_any_cut(server: FaultServer, make: Any):
+def test_every_literal_mode_gives_back_real_text_at_any_cut(
+    server: FaultServer, make: Any, whole: Counter[str]
+):
     delegate = make(server)
     for cut in cuts(CUTS):
         local = ScriptedLocal(cut.draft, f"<call>{N}</call>")
@@ -112,3 +124,4 @@ def test_every_literal_mode_gives_back_real_text_at_any_cut(server: FaultServer,
         assert message.content == cut.passage.text, cut
         (_, ended) = message.response_metadata["relay"]["events"]
         assert (ended["type"], ended["trimmed"]) == ("relay.call.finished", "")
+        whole[make.__name__] += 1

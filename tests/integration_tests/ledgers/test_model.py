@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 
 from langchain_relay.engine.errors import BudgetExceeded
 from langchain_relay.engine.ledger import MOST, Account, Amount, Ledger, Limit, Reservation
-from tests.conftest import SOAK
 from tests.integration_tests.ledgers.places import Place, opened
+from tests.soaks import SOAK
 
 EXAMPLES = 500 if SOAK else 15
 NANO = Decimal("1e-9")

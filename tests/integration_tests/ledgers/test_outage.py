@@ -14,10 +14,10 @@ import pytest
 from langchain_relay.engine.errors import BudgetExceeded, LedgerError
 from langchain_relay.engine.ledger import Account, Amount, Ledger, Limit, Reservation
 from langchain_relay.ledgers import PostgresLedger, RedisLedger
-from tests.conftest import SOAK
 from tests.integration_tests.ledgers.conftest import NO_REDIS
 from tests.integration_tests.ledgers.places import Place, fresh_name, opened
 from tests.servers.stores import PostgresServer, RedisServer, Store
+from tests.soaks import SOAK
 
 ALL = Account("global", "")
 KILLS = 5 if SOAK else 1

@@ -22,15 +22,23 @@ PROCESSES.set_forkserver_preload(
 
 GLOBAL = Account("global", "", "2026-11-21")
 FAR_S = 1e9
+WORST = Amount(50, 5, 1)
+"""What `spend_until_killed` sets aside for each call."""
 
 
 class Tally:
-    """What is spent or set aside, counted beside the ledger: never more than the ledger counts."""
+    """What is spent or set aside, counted beside the ledger: never more than the ledger counts.
+
+    Attributes:
+        most: The most that was outside at once.
+        booked: The most that the ledger said was spent or set aside, asked after every admission.
+    """
 
     def __init__(self) -> None:
         self._lock = PROCESSES.Lock()
         self._outside = PROCESSES.Value("q", 0, lock=False)
         self._most = PROCESSES.Value("q", 0, lock=False)
+        self._booked = PROCESSES.Value("q", 0, lock=False)
         self._admitted = PROCESSES.Value("q", 0, lock=False)
 
     @property
@@ -39,8 +47,11 @@ class Tally:
 
     @property
     def most(self) -> int:
-        """The most that was outside at once."""
         return int(self._most.value)
+
+    @property
+    def booked(self) -> int:
+        return int(self._booked.value)
 
     def admit(self, amount: int) -> None:
         """After the ledger admitted it."""
@@ -48,6 +59,11 @@ class Tally:
             self._admitted.value += 1
             self._outside.value += amount
             self._most.value = max(self._most.value, self._outside.value)
+
+    def saw(self, booked: int) -> None:
+        """What the ledger says is spent or set aside."""
+        with self._lock:
+            self._booked.value = max(self._booked.value, booked)
 
     def give_back(self, amount: int) -> None:
         """Before the ledger hears of it."""
@@ -97,6 +113,7 @@ def _spend(
         tally.admit(10)
         booked = ledger.booked(limits[0].account, now=now)
         assert booked.cost_nanousd <= (limits[0].cost_nanousd or 0), booked
+        tally.saw(booked.cost_nanousd)
         if limits[0].warn_at is not None and chance.random() < 0.5:  # these may give back
             tally.give_back(10)
             ledger.release(made, now=now)
@@ -135,7 +152,7 @@ def spend_until_killed(place: Place, name: str, log: str, expires_in_s: float) -
             actual, now = number % 50 + 1, time.time()
             made = ledger.reserve(
                 [Limit(GLOBAL), Limit(Account("thread", name))],
-                Amount(50, 5, 1),
+                WORST,
                 key=key,
                 now=now,
                 expires_at=now + expires_in_s,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
 import random
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,10 +17,10 @@ from langchain_relay.engine.errors import UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import Sampling, Turn
 from langchain_relay.local import LlamaCppModel
+from tests.soaks import SOAK, note_soak
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 
-SOAK = bool(os.environ.get("RELAY_SOAK"))
 ANSWERS = 10_000 if SOAK else 300
 SETTLED = 1_000 if SOAK else 100
 """After so many answers every pool and cache has its size."""
@@ -111,19 +107,12 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
     await asyncio.gather(*(chat() for _ in range(CHATS + 4)))  # some queue
     gc.collect()
     grown_mib = process.memory_info().rss / 2**20 - settled_mib
-    if SOAK:
-        note_soak(answers=done, cancelled=cancelled, settled_mib=settled_mib, grown_mib=grown_mib)
     assert grown_mib < SLACK_MIB, f"{grown_mib:.1f} MiB more after {done} answers"
     model._engine.leave(object())  # behind the last close(): the engine has taken in all before it
     assert not model._engine._leases
-
-
-def note_soak(**facts):
-    """Where the results of benchmarks are kept, with a date."""
-    today = datetime.now(tz=UTC).date().isoformat()
-    facts |= {"date": today, "chats": CHATS, "tokens": TOKENS, "model": "smollm2-135m"}
-    path = Path(__file__).parents[3] / "benchmarks" / "results" / f"soak-chats-{today}.json"
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts = {"answers": done, "cancelled": cancelled, "chats": CHATS, "tokens": TOKENS}
+    memory = {"settled_mib": settled_mib, "grown_mib": grown_mib}
+    note_soak("chats", {**facts, **memory, "model": "smollm2-135m"})
 
 
 # --- running ahead on real logits ---------------------------------------------------------------
