@@ -139,10 +139,13 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
     if not received and status is None and (names & _NO_REQUEST or functions & _BUILDERS):
         return _not_built(error, model)
     replied = received or status is not None or bool(functions & _READERS)
-    connected = not (names & _NEVER_CONNECTED or _is_of_a_dead_loop(error))
+    never_stood = names & _NEVER_CONNECTED and not _had_stood(error)
+    connected = not (never_stood or _is_of_a_dead_loop(error))
     refused = status is not None and status >= _ERROR_STATUS and not _is_within_a_stream(error)
     sent = received or (connected and not refused)
     message = f"{model}: {_one_line(error)}"
+    if refused and str(status) not in message:
+        message += f" (HTTP {status})"  # LiteLLM says "bad request" to most of them
     facts: dict[str, Any] = {
         "sent": sent,
         "retry_after_s": _retry_after_s(error),
@@ -211,6 +214,17 @@ def _is_of_a_dead_loop(error: Exception) -> bool:
     """A pooled connection of an event loop that is gone: nothing can be sent on it."""
     links = (error, error.__cause__)
     return any(isinstance(e, RuntimeError) and "loop is closed" in str(e) for e in links)
+
+
+def _had_stood(error: Exception) -> bool:
+    """Whether a connection stood that LiteLLM says could not be made.
+
+    Its transport over aiohttp calls what breaks such a connection a `ConnectError` as well, and
+    what cancels a request in the middle.
+    """
+    links = (link for link in _causes(error) if type(link).__name__ == "ConnectError")
+    # By the very class: aiohttp's error of a connection that never stood is a subclass.
+    return any(type(e.__cause__).__name__ in {"ClientOSError", "CancelledError"} for e in links)
 
 
 def _is_out_of_credit(error: Exception) -> bool:
@@ -319,7 +333,8 @@ def _seconds_until(http_date: Any) -> float | None:
 
 def _one_line(error: Exception) -> str:
     """The error's class and the first line of what it says, at most 300 characters."""
-    unread = isinstance(error, json.JSONDecodeError) or _is_of_genai(error)
+    said_by = _causes(error) if _is_litellms(error) else [error]
+    unread = _is_of_genai(error) or any(isinstance(e, json.JSONDecodeError) for e in said_by)
     said = "malformed reply" if unread else str(error)
     lines = said.strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0][:300]}"

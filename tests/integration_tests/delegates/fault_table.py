@@ -117,6 +117,12 @@ EXPECTED: Mapping[Fault, Expected] = {
 _REPLACED = Expected("finished", "reported", f"{KEPT}\ufffd\ufffd\ufffd( scatters most.")
 """Clients that put a mark in place of bytes that are no UTF-8."""
 
+_BY_AIOHTTP = {
+    fault: _broken(KEPT, "DelegateTruncated", whole=False)
+    for fault in (Fault.RESET_AFTER_TOKEN, Fault.TRUNCATED_BODY)
+}
+"""On a loop it raises before its caller has passed on what it read last."""
+
 OTHERWISE: Mapping[str, Mapping[Fault, Expected]] = {
     "ChatAnthropic": {  # has one word for both
         Fault.REFUSAL: _withheld("", "refusal"),
@@ -127,12 +133,17 @@ OTHERWISE: Mapping[str, Mapping[Fault, Expected]] = {
         Fault.KEEP_ALIVE: _broken(KEPT, "DelegateError", says="malformed reply"),
         Fault.REFUSAL: _withheld("", "prompt_blocked"),
         Fault.CONTENT_FILTER: _withheld(KEPT, "safety"),
-        # aiohttp raises before google-genai has passed on what it read last.
-        Fault.RESET_AFTER_TOKEN: _broken(KEPT, "DelegateTruncated", whole=False),
-        Fault.TRUNCATED_BODY: _broken(KEPT, "DelegateTruncated", whole=False),
+        **_BY_AIOHTTP,
     },
     "openai_client_responses": {Fault.REFUSAL: _withheld("", "refusal")},
     "ChatOllama": {Fault.INVALID_UTF8: _REPLACED},
+    "ChatLiteLLM_openai": _BY_AIOHTTP,
+    "ChatLiteLLM_deepseek": {
+        **_BY_AIOHTTP,
+        Fault.INVALID_UTF8: _REPLACED,
+        # LiteLLM passes over what is no JSON.
+        Fault.MALFORMED_JSON: Expected("finished", "reported", DEFAULT_TEXT),
+    },
     "ChatMistralAI": {
         Fault.INVALID_UTF8: _REPLACED,
         # langchain-mistralai passes over events without choices.

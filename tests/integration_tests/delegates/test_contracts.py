@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +22,7 @@ from langchain_relay.engine.errors import DelegateError
 from langchain_relay.engine.values import Delegate, Usage
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import STATUS, Fault, FaultServer, Reply
+from tests.integration_tests.delegates import older_openai
 from tests.integration_tests.delegates.contracts import (
     ALL,
     ATTEMPT,
@@ -48,14 +44,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-ROOT = Path(__file__).parents[3]
-LITELLM_PYTHON = Path(sys.prefix) / "litellm" / "bin" / "python"
-IN_LITELLM = find_spec("litellm") is not None
-
 SPAN = " of Rayleigh scattering."
 USAGE = Usage(31, 3)
 
-here = OLDER_OPENAI if IN_LITELLM else ALL
+here = OLDER_OPENAI if older_openai.INSIDE else ALL
 both_colours = pytest.mark.parametrize("colour", ["sync", "async"])
 every_contract = pytest.mark.parametrize("contract", here, ids=lambda contract: contract.name)
 one_of_each_class = pytest.mark.parametrize(
@@ -254,7 +246,7 @@ def test_each_event_loop_has_one_connection_and_takes_it_along(
 
 def uses_up(contract: Contract) -> bool:
     """langchain-mistralai and openai 2 stop reading at `[DONE]`, before the end of the body."""
-    older = IN_LITELLM and contract in (*CHAT_OPENAI, *RAW)
+    older = older_openai.INSIDE and contract in (*CHAT_OPENAI, *RAW)
     return older or contract.name == "ChatMistralAI"
 
 
@@ -339,19 +331,8 @@ def test_the_span_stands_in_the_answer_and_its_usage_in_the_charge(
 
 @pytest.mark.timeout(300)
 def test_litellm_and_an_older_openai_keep_the_contracts_too():
-    ran = subprocess.run(
-        [
-            *(LITELLM_PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
-            *("-k", "not older_openai"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:]
+    passed = older_openai.passed_inside(__file__, "not older_openai")
     classes = sum(one in OLDER_OPENAI for one in OF_EACH_CLASS)
     sdks = sum(one in OLDER_OPENAI for one in OF_EACH_SDK)
     expected = 2 * len(OLDER_OPENAI) + (2 * 6 + len(PATHS)) * classes + 3 * sdks
-    assert f"{expected} passed" in ran.stdout
-    assert not re.search(r"skipped|xfailed", ran.stdout)
+    assert passed == expected

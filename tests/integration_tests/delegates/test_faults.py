@@ -25,6 +25,7 @@ from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply, Served
+from tests.integration_tests.delegates import older_openai
 from tests.integration_tests.delegates.fault_table import (
     EXPECTED,
     MOST_BYTES,
@@ -36,6 +37,7 @@ from tests.integration_tests.delegates.fault_table import (
     expected_of,
 )
 from tests.integration_tests.delegates.hosted_sides import (
+    LITELLM,
     ON_EVERY_PATH,
     ON_ONE_PATH,
     SIDES,
@@ -314,6 +316,14 @@ async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     assert side.totals.failed == (expected.ends == "failed")
 
 
+@pytest.mark.timeout(300)
+def test_whatever_the_host_does_litellm_completes_the_answer_too():
+    """Its environment has an older `openai`."""
+    chosen = "the_local_model_completes_the_answer or without_faults"
+    faults = 4 * len(LITELLM[0].faults) + sum(len(side.faults) for side in LITELLM[1:])
+    assert older_openai.passed_inside(__file__, chosen) == faults + 4 * len(LITELLM)
+
+
 def check_span(span: str, expected: Expected) -> None:
     if expected.whole:
         assert span == expected.kept
@@ -356,7 +366,7 @@ async def test_a_model_that_does_not_stream_breaks_no_answer_either(
 
 def test_the_table_has_every_fault_and_the_matrix_every_pair():
     assert set(EXPECTED) == set(Fault)
-    assert set(OTHERWISE) <= {side.name for side in SIDES}
+    assert set(OTHERWISE) <= {side.name for side in [*SIDES, *LITELLM]}
     pairs = {(fault, side.name) for fault, side, _ in cases()}
     assert pairs == {(fault, side.name) for side in SIDES for fault in side.faults}
     for dialect in {side.dialect for side in SIDES}:

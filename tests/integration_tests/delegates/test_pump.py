@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,6 +173,44 @@ def test_a_thread_that_has_ended_is_left_alone():
     thread.start()
     thread.join()
     assert hang_up(thread) is False
+
+
+COLLECTING = """
+import gc, os, threading, time
+from langchain_relay.delegates.hangup import hang_up
+
+class Cycle:
+    def __init__(self): self.me = self
+    def __del__(self): time.sleep(0.00001)  # lets another thread go on, as closing a socket does
+
+def again(what):
+    while True: what()
+
+def start():
+    thread = threading.Thread(target=time.sleep, args=[0.0001])
+    thread.start()
+    thread.join()
+
+def frame(): time.sleep(0.0001)
+def garbage(): Cycle(); time.sleep(0.0002)
+
+gc.set_threshold(5, 2, 2)
+threads = [threading.Thread(target=again, args=[what], daemon=True)
+           for what in (garbage, start, start, *[frame] * 6)]
+for thread in threads: thread.start()
+end = time.monotonic() + 1.5
+while time.monotonic() < end: hang_up(threads[-1])
+print("went on", gc.isenabled(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_collection_in_the_middle_of_hanging_up_locks_nothing_up():
+    """Apart: what it would lock up is the whole process."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COLLECTING], capture_output=True, text=True, timeout=40, check=True
+    )
+    assert ran.stdout == "went on True\n"
 
 
 # --- on an event loop ---------------------------------------------------------------------------

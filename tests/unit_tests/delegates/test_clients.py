@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,6 +146,32 @@ def failed(cause: Exception | None, **facts: Any) -> Exception:
 def test_a_status_that_litellm_made_up_is_none():
     error = delegate_error(failed(ConnectError(), status_code=500), model="m", received=False)
     assert (error.retryable, error.sent, error.answered) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("cause", "sent"),
+    [("ClientConnectorError", False), ("ClientOSError", True), ("CancelledError", True)],
+)
+def test_a_connection_that_broke_is_none_that_could_not_be_made(cause: str, sent: bool):
+    """LiteLLM's transport over aiohttp calls them all a `ConnectError`."""
+    cannot = ConnectError("Connection reset by peer")
+    cannot.__cause__ = type(cause, (Exception,), {})()
+    error = delegate_error(failed(cannot, status_code=500), model="m", received=False)
+    assert (error.retryable, error.sent) == (True, sent)
+
+
+def test_the_status_is_told_where_litellm_does_not():
+    error = delegate_error(failed(None, status_code=401), model="m", received=False)
+    assert str(error) == "m: InternalServerError: failed (HTTP 401)"
+    told = LiteLLMError("Error 401")
+    vars(told).update(status_code=401)
+    assert str(delegate_error(told, model="m", received=False)).count("401") == 1
+
+
+def test_a_reply_that_litellm_could_not_read_is_malformed():
+    unread = json.JSONDecodeError("Expecting value", "{", 1)
+    error = delegate_error(failed(unread), model="m", received=True)
+    assert str(error) == "m: InternalServerError: malformed reply"
 
 
 def test_litellm_keeps_the_headers_of_a_reply_beside_it():
