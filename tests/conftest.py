@@ -18,8 +18,8 @@ LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
 SOAK = os.environ.get("RELAY_SOAK") == "1"
 SERVERS = os.environ.get("RELAY_SERVERS") == "1"
-# No deadline and no `too_slow`: a collection or a busy core is no failure. The examples are the same
-# at every run, so that what a change breaks is the change's; a soak draws new ones.
+# No deadline and no `too_slow`: a collection or a busy core is no failure. The examples are the
+# same at every run, so that what breaks was broken by a change; a soak draws new ones.
 PATIENT: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],

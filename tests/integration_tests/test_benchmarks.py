@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOPICS = ("overhead", "resume", "chats")
-TIMEOUT_S = 110
+TIMEOUT_S = 280
+
+pytestmark = pytest.mark.timeout(300)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -66,6 +66,13 @@ one_of_each_sdk = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_for_others() -> Iterator[None]:
+    """What clients say when they are collected is not for a test of another file."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
     with FaultServer() as server:
