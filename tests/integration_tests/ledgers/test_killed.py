@@ -61,8 +61,7 @@ def test_nothing_spent_is_forgotten_however_often_workers_are_killed(shared_plac
         for _ in range(AT_ONCE):
             start()
         for _ in range(KILLS):
-            before = len(logged(log))
-            wait_until(lambda n=before: len(logged(log)) > n)
+            wait_for_lines(log, len(logged(log)) + 1)
             time.sleep(chance.uniform(0, 0.03))
             victim = workers.pop(chance.randrange(len(workers)))
             victim.kill()
@@ -73,6 +72,10 @@ def test_nothing_spent_is_forgotten_however_often_workers_are_killed(shared_plac
         start(settles=False)
         wait_until(lambda: any(f"-{workers[-1].pid}-" in key for key in logged(log)))
     check(shared_place, logged(log))
+
+
+def wait_for_lines(log: Path, count: int) -> None:
+    wait_until(lambda: len(logged(log)) >= count)
 
 
 def wait_until(done: Callable[[], bool]) -> None:

@@ -333,7 +333,9 @@ def test_closing_fails_whoever_waits_for_a_step_that_comes(model, context):
     got = step(answer)
     until(lambda: answer.evaluated_tokens == 1 + RUN_AHEAD)
     context.turnstile = threading.Semaphore(0)
+    context.entered.clear()
     running = other.decode(Decode())
+    assert context.entered.wait(TIMEOUT_S)  # and in that batch there is no guess
     for _ in range(RUN_AHEAD):
         got = step(answer, got.id)
     waiting = answer.decode(Decode((got.id,)))
