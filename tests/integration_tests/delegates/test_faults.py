@@ -398,7 +398,7 @@ async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
 ):
     server.script(Reply(fault=Fault.KEEP_ALIVE, hold_s=HELD_S))
     side = Side(server, make(server))
-    await answer(path, side.model(timeout=1.0), "Why? #1#", side.config)
+    await answer(path, side.model(timeout=2.0), "Why? #1#", side.config)
     assert await asyncio.to_thread(server.settled, HUNG_UP_S)
     assert server.served[0].hung_up
 
