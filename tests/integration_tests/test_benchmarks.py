@@ -13,8 +13,6 @@ ROOT = Path(__file__).parents[2]
 TOPICS = ("overhead", "resume", "chats")
 TIMEOUT_S = 280
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.bench", *arguments]
