@@ -372,7 +372,7 @@ def test_a_wait_that_the_host_asks_for_is_kept_and_one_that_does_not_fit_is_not_
     delegate = make(openai_server)
     openai_server.script(busy(1), "fine")
     before = time.monotonic()
-    real = {"max_retries": 2, "timeout_s": 10.0}
+    real: dict[str, Any] = {"max_retries": 2, "timeout_s": 10.0}
     end, _ = hand_over(delegate, colour, Breakers(), Clock(), **real)
     assert (end.why, len(end.charges)) == ("stop", 2)
     assert time.monotonic() - before >= 0.9
