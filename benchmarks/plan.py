@@ -62,7 +62,7 @@ QUICK: dict[str, Any] = {
     "spans": (1, 8),
     "resumes": 2,
     "chats": (1, 8),
-    "chat_tokens": 16,
+    "chat_tokens": 32,  # with fewer the first chat may end before the last has begun
     "waits_s": (0.3,),
     "first_turn_tokens": 300,
     "overhead_tokens": 200,

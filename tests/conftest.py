@@ -19,9 +19,14 @@ INTEGRATION = Path(__file__).parent / "integration_tests"
 LOOPBACK = ["127.0.0.1", "::1", "localhost"]
 
 SERVERS = os.environ.get("RELAY_SERVERS") == "1"
-# deadline=None: a collection or a busy core is no failure.
-hypothesis.settings.register_profile("default", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("soak", max_examples=5_000, deadline=None)
+# No deadline and no `too_slow`: a collection or a busy core is no failure. The examples are the
+# same at every run, so that what breaks was broken by a change; a soak draws new ones.
+PATIENT: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("default", max_examples=50, derandomize=True, **PATIENT)
+hypothesis.settings.register_profile("soak", max_examples=5_000, **PATIENT)
 hypothesis.settings.load_profile("soak" if SOAK else "default")
 
 

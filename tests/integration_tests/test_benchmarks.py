@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOPICS = ("overhead", "resume", "chats")
-TIMEOUT_S = 110
+TIMEOUT_S = 280
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-START_S = 30
+START_S = 60
 
 
 class Store(ABC):

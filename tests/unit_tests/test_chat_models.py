@@ -416,8 +416,8 @@ async def test_a_handler_that_raises_gives_everything_back(path: str) -> None:
 
 
 def test_the_deadline_holds_against_a_host_that_dawdles() -> None:
-    hosted = ScriptedDelegate("one two three ", delay_s=0.4)
-    model = relay(delegate=hosted, timeout=0.5)
+    hosted = ScriptedDelegate("one two three ", delay_s=0.6)
+    model = relay(delegate=hosted, timeout=1.5)
     with get_relay_callback() as totals:
         message = model.invoke("?")
     assert message.text.startswith("It is one")

@@ -33,7 +33,9 @@ PRICES = {"scripted": (1, 2)}
 def _the_ledger_is_as_it_was() -> Any:
     before = set(DEFAULT_LEDGER._books), set(DEFAULT_LEDGER._open)
     yield
-    assert (set(DEFAULT_LEDGER._books), set(DEFAULT_LEDGER._open)) == before
+    # What earlier tests left to the collector may go meanwhile.
+    assert set(DEFAULT_LEDGER._books) <= before[0]
+    assert set(DEFAULT_LEDGER._open) <= before[1]
 
 
 def relay(local: ScriptedLocal, delegate: Any, **fields: Any) -> RelayChatModel:
@@ -226,11 +228,18 @@ async def test_the_rate_limiter_is_under_the_deadline_and_what_was_not_sent_is_f
 
 
 async def test_a_cancel_while_the_limiter_waits_costs_nothing() -> None:
+    waits = asyncio.Event()
+
+    class Waiting(InMemoryRateLimiter):
+        async def aacquire(self, *, blocking: bool = True) -> bool:
+            waits.set()
+            return await super().aacquire(blocking=blocking)
+
     local, hosted = ScriptedLocal(*PIECES), ScriptedDelegate("blue ")
-    model = relay(local, hosted, delegate_rate_limiter=limiter())
+    model = relay(local, hosted, delegate_rate_limiter=Waiting(requests_per_second=0.01))
     with get_relay_callback() as totals:
         task = asyncio.create_task(model.ainvoke("?"))
-        await asyncio.sleep(0.1)
+        await waits.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -48,6 +48,13 @@ def relay(**fields: Any) -> RelayChatModel:
     )
 
 
+@pytest.fixture
+def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No window ends while the test runs."""
+    window_of = Budget.window_of
+    monkeypatch.setattr(Budget, "window_of", lambda budget, now: window_of(budget, 0.0))
+
+
 def thread(key: str) -> dict[str, Any]:
     return {"configurable": {"thread_id": key}}
 
@@ -122,6 +129,7 @@ def test_two_models_share_a_ledger() -> None:
     assert (invoke(one).text, invoke(other).text) == (HELPED, ALONE)
 
 
+@pytest.mark.usefixtures("one_moment")
 def test_the_tightest_of_several_budgets_refuses_and_says_which() -> None:
     model = relay(
         budget=[
@@ -312,6 +320,7 @@ def test_a_warning_comes_once_for_all_answers(ask: Ask) -> None:
 
 
 @every_way
+@pytest.mark.usefixtures("one_moment")
 def test_windows_of_one_scope_are_each_warned_of_once(ask: Ask) -> None:
     budgets = [
         Budget(calls=9, scope="global", window=window, warn_at=0.1) for window in ("month", None)

@@ -24,7 +24,7 @@ N = 8
 MOST_BYTES = 8 * N
 """Where a span is cut at the latest if the host ignores the limit and nobody can count."""
 
-TIMEOUT_S = 0.4
+TIMEOUT_S = 0.8
 """The deadline of hand-overs to hosts that are too slow for it."""
 
 

@@ -453,10 +453,10 @@ def test_a_connection_is_kept_for_the_next_request(server: FaultServer):
 
 def test_tokens_leave_as_they_are_written(server: FaultServer):
     """Not in packets that wait for the acknowledgement of the one before."""
-    server.script("word " * 200)
+    server.script("word " * 500)
     began_s = time.monotonic()
     ask(server, "openai_chat", streamed=True)
-    assert time.monotonic() - began_s < 2.0  # 200 tokens at 40 ms are 8 s
+    assert time.monotonic() - began_s < 10.0  # 500 tokens at 40 ms are 20 s
 
 
 def test_a_hundred_clients_connect_at_once(server: FaultServer):
@@ -481,10 +481,12 @@ def test_retry_after_comes_in_seconds_or_as_a_date(server: FaultServer):
         Reply(fault=Fault.RATE_LIMITED_SECONDS, retry_after_s=7),
         Reply(fault=Fault.RATE_LIMITED_DATE, retry_after_s=7),
     )
-    first, second = (ask(server, "openai_chat", streamed=True) for _ in range(2))
+    first = ask(server, "openai_chat", streamed=True)
     assert first.headers["retry-after"] == "7"
+    before = time.time()
+    second = ask(server, "openai_chat", streamed=True)
     then = parsedate_to_datetime(second.headers["retry-after"]).timestamp()
-    assert 5 < then - time.time() <= 7
+    assert before + 6 < then <= time.time() + 7  # a date has whole seconds
 
 
 @pytest.mark.parametrize("fault", [Fault.STALLED, Fault.KEEP_ALIVE, Fault.SLOW_HEADERS])
@@ -494,7 +496,7 @@ def test_a_client_that_leaves_is_noticed(server: FaultServer, fault: Fault):
     assert until(lambda: bool(server.served))
     time.sleep(0.1)
     wire.close()
-    assert server.served[0].wait(2.0)
+    assert server.served[0].wait(10.0)
     assert server.served[0].hung_up
 
 

@@ -21,6 +21,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 
 from langchain_relay import Budget, RelayChatModel, relay_report
 from langchain_relay.callbacks import RelayTotals
+from langchain_relay.delegates import handover
 from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
@@ -56,6 +57,11 @@ PRICES = {side.model: (1, 2) for side in SIDES}  # US dollars per million tokens
 HEAD, TAIL = "It is ", " so."
 AMPLE_S = 20.0
 """A deadline that no fault but the slow ones may reach."""
+
+HELD_S = 30.0
+"""How long a host holds a client that does not hang up."""
+HUNG_UP_S = 10.0
+"""Within this, on a busy machine, a client that hangs up has done so."""
 
 SEED = int(os.environ.get("RELAY_SEED", "5"))
 IN_SEQUENCE = 10_000 if SOAK else 500
@@ -156,6 +162,12 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usage behind a cut is read though the machine is busy."""
+    monkeypatch.setattr(handover, "DRAIN_S", 10.0)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_goes_on() -> Iterator[None]:
     yield
@@ -178,8 +190,8 @@ def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> bool:
 
 def too_slow(fault: Fault) -> Reply:
     """A reply that is too slow for the deadline, or any other."""
-    delay_s = {Fault.SLOW_HEADERS: 5.0, Fault.SLOW_TOKENS: TIMEOUT_S * 0.4}.get(fault, 0.0)
-    return Reply(fault=fault, delay_s=delay_s, hold_s=3.0)
+    delay_s = {Fault.SLOW_HEADERS: HELD_S, Fault.SLOW_TOKENS: TIMEOUT_S * 0.4}.get(fault, 0.0)
+    return Reply(fault=fault, delay_s=delay_s, hold_s=HELD_S)
 
 
 # --- what must hold -----------------------------------------------------------------------------
@@ -291,6 +303,7 @@ def case_id(case: Any) -> str:
     return getattr(case, "name", None) or getattr(case, "__name__", None) or str(case)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("fault", "make", "path"), list(cases()), ids=case_id)
 async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     server: FaultServer, fault: Fault, make: HostedSide, path: Any
@@ -306,7 +319,7 @@ async def test_whatever_the_host_does_the_local_model_completes_the_answer(
     message = asked(await answer(path, model, "Why? #1#", side.config), "#1#")
     check_span(span_of(message), expected)
     check_event(outcome(message), expected)
-    over = await asyncio.to_thread(server.settled, 2.0)
+    over = await asyncio.to_thread(server.settled, HUNG_UP_S)
     assert over, "the client neither read on nor hung up"
     (charge,) = relay_report(message).charges
     assert booked_as(charge) == expected.booked
@@ -347,6 +360,7 @@ def booked_as(charge: Charge) -> str:
     return "released" if charge.released else "worst" if charge.estimated else "reported"
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("path", [invoke, ainvoke])
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in TOO_SLOW])
 async def test_a_model_that_does_not_stream_breaks_no_answer_either(
@@ -390,10 +404,10 @@ async def test_a_host_without_faults(server: FaultServer, make: HostedSide, path
 async def test_a_host_that_only_keeps_the_connection_alive_is_hung_up_on(
     server: FaultServer, make: HostedSide, path: Any
 ):
-    server.script(Reply(fault=Fault.KEEP_ALIVE, hold_s=3.0))
+    server.script(Reply(fault=Fault.KEEP_ALIVE, hold_s=HELD_S))
     side = Side(server, make(server))
-    await answer(path, side.model(timeout=TIMEOUT_S), "Why? #1#", side.config)
-    assert await asyncio.to_thread(server.settled, 1.0)
+    await answer(path, side.model(timeout=2.0), "Why? #1#", side.config)
+    assert await asyncio.to_thread(server.settled, HUNG_UP_S)
     assert server.served[0].hung_up
 
 
@@ -414,7 +428,7 @@ async def test_a_stream_that_is_cut_is_hung_up_on_though_the_host_says_nothing_m
     # A length cut reads on for the usage, up to half a second.
     bound: Any = model.bind(stop=["light"]) if cut == "stop" else model
     message = await answer(path, bound, "Why? #1#", {})
-    assert await asyncio.to_thread(server.settled, 0.5)
+    assert await asyncio.to_thread(server.settled, HUNG_UP_S)
     assert server.served[0].hung_up
     (charge,) = relay_report(message).charges
     assert booked_as(charge) == "worst"
@@ -495,10 +509,10 @@ async def test_what_cannot_succeed_is_asked_once(
 async def test_a_host_that_asks_for_more_time_than_there_is_is_not_waited_for(
     server: FaultServer, make: HostedSide
 ):
-    server.script(Reply(fault=Fault.RATE_LIMITED_SECONDS, retry_after_s=AMPLE_S))
+    server.script(Reply(fault=Fault.RATE_LIMITED_SECONDS, retry_after_s=60))
     side, began_s = Side(server, make(server)), time.monotonic()
-    message = await side.model(max_retries=2, timeout=5.0).ainvoke("Why? #1#")
-    assert time.monotonic() - began_s < 2.0
+    message = await side.model(max_retries=2, timeout=30.0).ainvoke("Why? #1#")
+    assert time.monotonic() - began_s < 15.0
     assert (message.text, len(server.served)) == (HEAD + TAIL, 1)
 
 
@@ -611,5 +625,7 @@ async def test_a_soak_of_random_faults(server: FaultServer, count: int, at_once:
     assert facts["open_connections"] <= 4 * at_once + pools, facts
     assert facts["more_files"] <= 8 * at_once + 2 * pools + 40, facts
     # Those of the executor and of idle connections stay.
-    assert threading.active_count() - threads <= at_once + server.open_connections + 4
+    assert eventually(
+        lambda: threading.active_count() - threads <= at_once + server.open_connections + 4
+    )
     note_soak(f"faults-{at_once}", facts)

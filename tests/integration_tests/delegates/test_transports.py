@@ -271,7 +271,7 @@ def test_silence_ends_with_the_attempts_timeout(
     openai_server: OpenAIServer, make: Maker, colour: Colour
 ):
     openai_server.script(Reply("one", fault="hang"))
-    deltas, error = pieces_and_error(make(openai_server), attempt(timeout_s=0.3), colour)
+    deltas, error = pieces_and_error(make(openai_server), attempt(timeout_s=1.5), colour)
     assert text(deltas) == "one"
     assert isinstance(error, DelegateTimeout)
     assert error.sent

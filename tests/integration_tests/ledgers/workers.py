@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -141,8 +142,10 @@ def running(target: Any, *arguments: Any, count: int = 1, **named: Any) -> Any:
             process.join()
 
 
-def spend_until_killed(place: Place, name: str, log: str, expires_in_s: float) -> None:
-    """Reserve, spend (a line in the log, on disk), settle; for ever."""
+def spend_until_killed(
+    place: Place, name: str, log: str, expires_in_s: float, settles: bool
+) -> None:
+    """Reserve, spend (a line in the log, on disk), settle; for ever, or never get to settle."""
     number = 0
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with opened(place) as ledger:
@@ -159,4 +162,6 @@ def spend_until_killed(place: Place, name: str, log: str, expires_in_s: float) -
             )
             os.write(out, f"{key} {actual}\n".encode())
             os.fsync(out)
+            if not settles:
+                signal.pause()
             ledger.settle(made, Amount(actual, 1, 1), now=time.time())

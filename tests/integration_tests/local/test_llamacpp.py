@@ -53,7 +53,7 @@ def write(session, n, append=(), **ask):
 
 def soon(condition):
     """Whether the engine, which nobody can ask, gets there."""
-    for _ in range(500):
+    for _ in range(100 * TIMEOUT_S):
         if condition():
             return True
         threading.Event().wait(0.01)
@@ -341,8 +341,9 @@ def test_a_session_closed_while_it_decodes_frees_its_sequence(model):
         for session in sessions:
             session.close()
         for future in asked:
-            with pytest.raises(LocalModelError, match="closed"):
-                future.result(TIMEOUT_S)
+            # The decode that was running may have been in time.
+            error = future.exception(TIMEOUT_S)
+            assert error is None or "closed" in str(error)
     session = model.open([Turn("user", "Hi")], Sampling()).result(TIMEOUT_S)
     assert step(session).text
     session.close()

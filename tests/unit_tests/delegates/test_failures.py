@@ -228,7 +228,8 @@ def test_what_the_host_asks_to_wait_is_kept(headers: dict[str, str], seconds: fl
 def test_a_host_may_ask_to_wait_until_a_date():
     soon = format_datetime(datetime.now(tz=UTC) + timedelta(seconds=30), usegmt=True)
     wait_s = mapped(StatusError(429, {"retry-after": soon})).retry_after_s
-    assert wait_s == pytest.approx(30, abs=2)
+    assert wait_s is not None
+    assert 20 < wait_s <= 30  # a date has whole seconds, and some pass here
 
 
 def test_the_message_names_the_model_and_is_one_line():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 END = 0
 
 

@@ -23,7 +23,7 @@ from langchain_relay.engine.values import FREE, LocalModel, Rule, Sampling, Turn
 from langchain_relay.local import CompletionServerModel
 from langchain_relay.local.server.transport import Loop
 
-TIMEOUT_S = 10
+TIMEOUT_S = 30
 URL = "http://127.0.0.1:8080"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -191,7 +191,7 @@ def steps(session, n, rule=FREE):
 
 def until(condition):
     """Wait for the loop's thread, which nobody can ask."""
-    for _ in range(300):
+    for _ in range(1000):
         if condition():
             return
         threading.Event().wait(0.01)
@@ -780,7 +780,7 @@ def test_nobody_waits_for_a_loop_that_ends():
     threading.Thread(target=loop.stop, args=(last,), daemon=True).start()
     assert ending.wait(TIMEOUT_S)
     threading.Thread(target=ask, daemon=True).start()
-    assert told.wait(1)
+    assert told.wait(TIMEOUT_S / 2)
 
 
 def test_what_a_task_starts_while_the_loop_ends_is_ended_too():
@@ -800,7 +800,7 @@ def test_what_a_task_starts_while_the_loop_ends_is_ended_too():
 
     loop.call(lambda: loop.start(first()))
     loop.stop(partial(asyncio.sleep, 0))
-    assert told.wait(1)
+    assert told.wait(TIMEOUT_S / 2)
 
 
 def test_no_thread_outlives_its_model(connect):
