@@ -1,12 +1,4 @@
-"""Budgets of an agent: for each of its runs and for its thread, in its checkpoint or in a ledger.
-
-```
-before_agent   a run begins: its own count is 0 again
-before_model   nothing left: go on locally, end, raise, or ask
-wrap_model_call   the model gets what is left, and what it spent goes into the state
-after_model    it was refused something: raise, or ask and let it write again
-```
-"""
+"""`RelayBudgetMiddleware`: what an agent's model gets, and what happens where nothing is left."""
 
 from __future__ import annotations
 
@@ -15,118 +7,58 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
+from langchain.agents.middleware import AgentMiddleware, hook_config
 from langchain.agents.middleware.types import (
     ExtendedModelResponse,
     ModelRequest,
     ModelResponse,
-    PrivateStateAttr,
     ToolCallRequest,
 )
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
-from langchain_core.runnables import RunnableWithFallbacks
-from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langgraph.config import get_config
 from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
-from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
-from langgraph.types import Command, interrupt
+from langgraph.types import Command
 
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.checks import budgets
-from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
 from langchain_relay.engine.ledger import Account, Amount, Ledger
-from langchain_relay.errors import BudgetExceeded, LedgerError, UsageMistake
+from langchain_relay.errors import LedgerError, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
+from langchain_relay.middleware.events import RelayTransformer
+from langchain_relay.middleware.limits import limited_to, limits_of, of_an_agent
+from langchain_relay.middleware.over import Over, asked, refusal
+from langchain_relay.middleware.relays import bound_to, relay_in
+from langchain_relay.middleware.state import (
+    CHANNELS,
+    RUN,
+    THREAD,
+    UNITS,
+    Choice,
+    RelayBudgetState,
+    Spending,
+    counted_in,
+    kept,
+    most,
+    plus,
+    spent_by,
+)
 from langchain_relay.schema import CALL_DENIED
 
-__all__ = ["ExitBehavior", "RelayBudgetMiddleware"]
-
 ExitBehavior = Literal["local", "end", "error", "ask"]
-Choice = Literal["continue", "local", "end"]
-
-RUN, THREAD = "agent_run", "thread"
-"""Scopes of the accounts."""
 
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000
 """Accounts of model calls that are kept open: other middleware may make a call again."""
 
-_UNITS = ("cost_nanousd", "tokens", "calls")
-
 _RUN_ID: ContextVar[str | None] = ContextVar("langchain_relay_agent_run", default=None)
 """The agent's run inside its tools, so that an agent in a tool counts for the same run."""
-
-Spending = dict[str, int]
-"""What was spent, by unit, and how often more was granted: `granted`."""
-
-
-class RelayBudgetState(AgentState[Any]):
-    """What the middleware keeps in the checkpoint; none of it is input or output."""
-
-    relay_run: NotRequired[Annotated[Spending, PrivateStateAttr]]
-    relay_thread: NotRequired[Annotated[Spending, PrivateStateAttr]]
-    relay_run_id: NotRequired[Annotated[str, PrivateStateAttr]]
-    relay_refused: NotRequired[Annotated[dict[str, Any] | None, PrivateStateAttr]]
-    relay_choice: NotRequired[Annotated[Choice | None, PrivateStateAttr]]
-
-
-class RelayTransformer(StreamTransformer):
-    """Relay events of `stream_events(version="v3")`: `run.extensions["relay"]`, `custom:relay`."""
-
-    required_stream_modes = ("custom",)
-
-    def __init__(self, scope: tuple[str, ...] = ()) -> None:
-        super().__init__(scope)
-        self._scope = list(scope)
-        self._events: StreamChannel[dict[str, Any]] = StreamChannel("relay")
-
-    def init(self) -> dict[str, Any]:
-        """See `StreamTransformer.init`."""
-        return {"relay": self._events}
-
-    def process(self, event: ProtocolEvent) -> bool:
-        """See `StreamTransformer.process`."""
-        params = event["params"]
-        data = params.get("data")
-        ours = isinstance(data, Mapping) and str(data.get("type", "")).startswith("relay.")
-        if event["method"] == "custom" and params.get("namespace") == self._scope and ours:
-            self._events.push(dict(data))
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Over:
-    """A limit that leaves nothing, or that refused."""
-
-    scope: str
-    unit: str
-    needed: int
-    left: int
-    limit: int
-
-    def __str__(self) -> str:
-        whose = "this thread" if self.scope == THREAD else "this run"
-        limit, left = amount_text(self.limit, self.unit), amount_text(self.left, self.unit)
-        return f"of {limit} for {whose} there is left: {left}"
-
-    def error(self) -> BudgetExceeded:
-        return BudgetExceeded(
-            unit=self.unit,
-            needed=self.needed,
-            left=self.left,
-            limit=self.limit,
-            scope=self.scope,
-        )
 
 
 class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
@@ -184,7 +116,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         self._budgets: dict[str, Budget] = {}
         for scope, budget in ((RUN, run), (THREAD, thread)):
             if budget is not None:
-                self._budgets[scope] = _of_an_agent(budget, scope, in_ledger=ledger is not None)
+                self._budgets[scope] = of_an_agent(budget, scope, in_ledger=ledger is not None)
         self._given = ledger
         self._ledger = None if ledger is None else ledger_from(ledger)
         self._exit_behavior: ExitBehavior = exit_behavior
@@ -229,7 +161,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         except LedgerError as error:
             _warn(error)
             return None
-        return self._before(state, _kept(spent))
+        return self._before(state, kept(spent))
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(
@@ -247,7 +179,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         except LedgerError as error:
             _warn(error)
             return None
-        return self._before(state, _kept(spent))
+        return self._before(state, kept(spent))
 
     def _stays(self, state: RelayBudgetState) -> bool:
         """Whether the run goes on whatever is left, so that nobody has to look."""
@@ -256,31 +188,31 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
     def _before(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> dict[str, Any] | None:
         if self._stays(state):
             return None
-        over = next(self._over(state, spent), None) or _refusal(state)
+        over = next(self._over(state, spent), None) or refusal(state)
         if over is None:
             return None
         if self._exit_behavior == "error":
             raise over.error()
-        if self._exit_behavior == "end" or (choice := _asked(over)) == "end":
+        if self._exit_behavior == "end" or (choice := asked(over)) == "end":
             return {"jump_to": "end", "messages": [AIMessage(f"The budget is used up: {over}.")]}
         return self._chosen(state, choice)
 
-    def _over(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> Iterator[_Over]:
+    def _over(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> Iterator[Over]:
         """The limits of which nothing is left."""
         for scope, budget in self._budgets.items():
-            used = _counted(spent, scope)
-            for unit, limit in _limits(budget, _counted(state, scope)).items():
+            used = counted_in(spent, scope)
+            for unit, limit in limits_of(budget, counted_in(state, scope)).items():
                 left = limit - used.get(unit, 0)
                 if left <= 0:
                     name = "usd" if unit == "cost_nanousd" else unit
-                    yield _Over(scope, name, 1, 0, limit)
+                    yield Over(scope, name, 1, 0, limit)
 
     def _chosen(self, state: RelayBudgetState, choice: Choice) -> dict[str, Any]:
         """`continue` grants every budget once more; `local` asks no more in this run."""
         if choice == "local":
             return {"relay_choice": choice, "relay_refused": None}
         granted = {
-            _CHANNELS[scope]: _plus(_counted(state, scope), {"granted": 1})
+            CHANNELS[scope]: plus(counted_in(state, scope), {"granted": 1})
             for scope in self._budgets
         }
         return {**granted, "relay_refused": None}
@@ -293,7 +225,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Give the model what is left, and note what it spent."""
-        if (model := _relay_in(request.model)) is None:
+        if (model := relay_in(request.model)) is None:
             return handler(request)
         limited = self._limited(request, model)
         return self._noted(request, handler(limited), self._spent_on(limited, model))
@@ -304,7 +236,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Async twin of `wrap_model_call`."""
-        if (model := _relay_in(request.model)) is None:
+        if (model := relay_in(request.model)) is None:
             return await handler(request)
         limited = self._limited(request, model)
         response = await handler(limited)
@@ -317,7 +249,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
             )
         settings = dict(request.model_settings)
-        given = settings.get("budget") or _bound_to(request.model).get("budget")
+        given = settings.get("budget") or bound_to(request.model).get("budget")
         settings["budget"] = (*budgets(given), *self._allowances(request.state))
         if request.state.get("relay_choice") == "local":
             settings["delegation"] = "never"
@@ -330,15 +262,15 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         )
 
     def _allowance(self, scope: str, budget: Budget, state: Mapping[str, Any]) -> Allowance:
-        counted = _counted(state, scope)
-        limits = _limits(budget, counted)
+        counted = counted_in(state, scope)
+        limits = limits_of(budget, counted)
         if self._ledger is None:
-            before = Amount(*(counted.get(unit, 0) for unit in _UNITS))
-            return Allowance(_with(budget, limits), self._key(scope, state), before=before)
+            before = Amount(*(counted.get(unit, 0) for unit in UNITS))
+            return Allowance(limited_to(budget, limits), self._key(scope, state), before=before)
         key = state.get("relay_run_id") or uuid4().hex
         if scope == THREAD:
-            return _with(budget, limits).allowance(key, get_config())
-        return Allowance(_with(budget, limits), key)
+            return limited_to(budget, limits).allowance(key, get_config())
+        return Allowance(limited_to(budget, limits), key)
 
     def _key(self, scope: str, state: Mapping[str, Any]) -> str:
         """Names what this model call spends, however often other middleware makes it.
@@ -347,8 +279,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         """
         run = state.get("relay_run_id") or uuid4().hex
         place = _place() if scope == THREAD else ""
-        counted = _counted(state, scope)
-        return ":".join([self._id, place or run, *(str(counted.get(unit, 0)) for unit in _UNITS)])
+        counted = counted_in(state, scope)
+        return ":".join([self._id, place or run, *(str(counted.get(unit, 0)) for unit in UNITS)])
 
     def _spent_on(self, limited: ModelRequest[Any], model: RelayChatModel) -> dict[str, Spending]:
         """What went onto the accounts of this model call, attempts that nobody noted included."""
@@ -362,7 +294,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         except LedgerError as error:
             _warn(error)
             return {}
-        return _kept(spent)
+        return kept(spent)
 
     async def _aspent_on(
         self, limited: ModelRequest[Any], model: RelayChatModel
@@ -378,7 +310,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         except LedgerError as error:
             _warn(error)
             return {}
-        return _kept(spent)
+        return kept(spent)
 
     def _done_with(
         self, allowances: tuple[Allowance, ...], ledger: Ledger, now: float
@@ -405,10 +337,10 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         charges = [charge for relay in relayed for charge in relay.get("charges", [])]
         events = [event for relay in relayed for event in relay.get("events", [])]
         update: dict[str, Any] = {
-            channel: _plus(
-                _counted(request.state, scope), _most(_spent(charges), _counted(booked, scope))
+            channel: plus(
+                counted_in(request.state, scope), most(spent_by(charges), counted_in(booked, scope))
             )
-            for scope, channel in _CHANNELS.items()
+            for scope, channel in CHANNELS.items()
         }
         ours = {RUN, THREAD} & set(self._budgets)
         refused = [e for e in events if e["type"] == CALL_DENIED and e.get("scope") in ours]
@@ -428,7 +360,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         Raises:
             BudgetExceeded: with `exit_behavior="error"`.
         """
-        over = _refusal(state)
+        over = refusal(state)
         if over is None or state.get("relay_choice") == "local":
             return None
         if self._exit_behavior == "error":
@@ -436,7 +368,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         last = state["messages"][-1]
         if self._exit_behavior != "ask" or getattr(last, "tool_calls", None):
             return None  # before the next model call
-        choice = _asked(over)
+        choice = asked(over)
         if choice == "end":
             return {"jump_to": "end", "relay_refused": None}
         if choice == "local":
@@ -478,115 +410,6 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             _RUN_ID.reset(token)
 
 
-_CHANNELS: Mapping[str, str] = {RUN: "relay_run", THREAD: "relay_thread"}
-
-
-def _relay_in(model: Any) -> RelayChatModel | None:
-    """The relay that `model` is or, bound to settings, to a config or to retries, has in it.
-
-    Raises:
-        UsageMistake: there is one among fallbacks, where the others do not know of budgets.
-    """
-    while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
-        model = model.bound if isinstance(model, RunnableBindingBase) else model.default
-    if isinstance(model, RunnableWithFallbacks) and any(map(_relay_in, model.runnables)):
-        raise UsageMistake(
-            "RelayBudgetMiddleware cannot limit a model .with_fallbacks(); give the agent the "
-            "relay and use ModelFallbackMiddleware, or a FallbackDelegate in the relay"
-        )
-    return model if isinstance(model, RelayChatModel) else None
-
-
-def _bound_to(model: Any) -> dict[str, Any]:
-    """What `.bind()` gave it; the outermost wins."""
-    bound: dict[str, Any] = {}
-    while isinstance(model, RunnableBindingBase):
-        bound = {**model.kwargs, **bound}
-        model = model.bound
-    return bound
-
-
-def _warn(error: LedgerError) -> None:
-    """Nobody knows what is left: the model goes on, and what it may delegate is its ledger's."""
-    logger.warning("the agent's budget is not looked at before this model call: %s", error)
-
-
-def _of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:
-    """The budget under the agent's own scope.
-
-    Raises:
-        UsageMistake: it limits what only an answer or only a ledger can count.
-    """
-    name = "run" if scope == RUN else "thread"
-    if budget.share is not None:
-        raise UsageMistake(
-            f"{name}=Budget(share=...): a share is a matter of one answer; give it to the model"
-        )
-    if budget.scope not in {"run", name}:
-        raise UsageMistake(
-            f"{name}=Budget(scope={budget.scope!r}): leave the scope out here, and give budgets of "
-            f"other scopes to the model"
-        )
-    if budget.window is not None and not in_ledger:
-        raise UsageMistake(f"{name}=Budget(window={budget.window!r}) needs a ledger=")
-    return replace(budget, scope=scope)
-
-
-def _counted(state: Mapping[str, Any], scope: str) -> Spending:
-    counted: Spending | None = state.get(_CHANNELS[scope])
-    return counted or {}
-
-
-def _limits(budget: Budget, counted: Spending) -> Spending:
-    """The limits there are, with what was granted on top."""
-    times = 1 + counted.get("granted", 0)
-    limits = (budget.limit_nanousd, budget.tokens, budget.calls)
-    return {
-        unit: limit * times for unit, limit in zip(_UNITS, limits, strict=True) if limit is not None
-    }
-
-
-def _with(budget: Budget, limits: Spending) -> Budget:
-    """The budget with other limits."""
-    nanousd = limits.get("cost_nanousd")
-    return replace(
-        budget,
-        usd=None if nanousd is None else Decimal(nanousd) / NANOUSD_PER_USD,
-        tokens=limits.get("tokens"),
-        calls=limits.get("calls"),
-    )
-
-
-def _kept(spent: Mapping[Allowance, Amount]) -> dict[str, Spending]:
-    """What a ledger says, in the form of the state's channels."""
-    return {
-        _CHANNELS[allowance.budget.scope]: {
-            "cost_nanousd": amount.cost_nanousd,
-            "tokens": amount.tokens,
-            "calls": amount.calls,
-        }
-        for allowance, amount in spent.items()
-    }
-
-
-def _spent(charges: list[dict[str, Any]]) -> Spending:
-    """What the attempts of a model call cost; a released one is no call."""
-    booked = [charge for charge in charges if not charge["released"]]
-    return {
-        "cost_nanousd": sum(charge["cost_nanousd"] or 0 for charge in booked),
-        "tokens": sum(charge["output_tokens"] or 0 for charge in booked),
-        "calls": len(booked),
-    }
-
-
-def _plus(one: Spending, other: Spending) -> Spending:
-    return {unit: one.get(unit, 0) + other.get(unit, 0) for unit in {**one, **other}}
-
-
-def _most(one: Spending, other: Spending) -> Spending:
-    return {unit: max(one.get(unit, 0), other.get(unit, 0)) for unit in {**one, **other}}
-
-
 def _place() -> str:
     """The thread and, in it, the agent; empty outside a thread."""
     given = get_config().get("configurable") or {}
@@ -595,36 +418,6 @@ def _place() -> str:
     return "" if thread is None else f"{thread}/{agent}"
 
 
-def _refusal(state: Mapping[str, Any]) -> _Over | None:
-    """What was refused in the last model call."""
-    event = state.get("relay_refused")
-    if not event:
-        return None
-    return _Over(*(event[name] for name in ("scope", "unit", "needed", "left", "limit")))
-
-
-def _asked(over: _Over) -> Choice:
-    """Interrupt the graph, and what it is resumed with.
-
-    Raises:
-        UsageMistake: that is no choice.
-    """
-    answer = interrupt(
-        {
-            "type": "relay.budget.ask",
-            "scope": over.scope,
-            "unit": over.unit,
-            "left": over.left,
-            "limit": over.limit,
-            "question": f"The budget is used up: {over}. Go on with as much again?",
-            "choices": list(get_args(Choice)),
-        }
-    )
-    if isinstance(answer, bool):
-        return "continue" if answer else "local"
-    if answer not in get_args(Choice):
-        raise UsageMistake(
-            f"the agent was resumed with {answer!r}; it takes {', '.join(get_args(Choice))}"
-        )
-    choice: Choice = answer
-    return choice
+def _warn(error: LedgerError) -> None:
+    """Nobody knows what is left: the model goes on, and what it may delegate is its ledger's."""
+    logger.warning("the agent's budget is not looked at before this model call: %s", error)
