@@ -19,20 +19,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from langchain_core.callbacks import (
-    AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
-    CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
-from langchain_core.runnables import RunnableConfig
 from pydantic import PrivateAttr, SkipValidation, model_validator
 
 from langchain_relay import runs
@@ -71,6 +68,7 @@ from langchain_relay.prices import (
     UserPrice,
     UserPrices,
 )
+from langchain_relay.run_bound import RunBoundChatModel
 from langchain_relay.teaching import FEW_SHOT
 
 Delegation = Literal["auto", "never", "always"]
@@ -81,7 +79,7 @@ DEFAULT_LEDGER = MemoryLedger()
 _NO_BOUND = 2**62
 
 
-class RelayChatModel(BaseChatModel):
+class RelayChatModel(RunBoundChatModel):
     """A chat model in which a small local model writes and a hosted one helps with a few tokens.
 
     The local model (a GGUF, run in process by llama.cpp) writes the answer. Where it emits
@@ -534,97 +532,6 @@ class RelayChatModel(BaseChatModel):
             async for chunk in written:
                 yield chunk
 
-    # --- run and config of an answer (see runs.py) ----------------------------------------------
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """See `BaseChatModel.invoke`."""
-        with runs.configured(config):
-            return super().invoke(input, config, stop=stop, **kwargs)
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """See `BaseChatModel.ainvoke`."""
-        with runs.configured(config):
-            return await super().ainvoke(input, config, stop=stop, **kwargs)
-
-    def _generate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with runs.bound(run_manager):
-            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
-
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with runs.bound(run_manager):
-            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """See `BaseChatModel.stream`."""
-        config, run = runs.own_run(self, config, CallbackManager)
-        written = super().stream(input, config, stop=stop, **kwargs)
-        bound, configured = runs.bound(run), runs.configured(config)
-        try:
-            while True:
-                # Bound only while core's generator runs, so that nothing leaks to the caller.
-                with bound, configured:
-                    chunk = next(written, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            _close(written)
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """See `BaseChatModel.astream`."""
-        config, run = runs.own_run(self, config, AsyncCallbackManager)
-        written = super().astream(input, config, stop=stop, **kwargs)
-        bound, configured = runs.bound(run), runs.configured(config)
-        try:
-            while True:
-                with bound, configured:
-                    chunk = await anext(written, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            await _aclose(written)
-
     # --- what LangChain asks about the model ----------------------------------------------------
 
     @property
@@ -665,13 +572,3 @@ class RelayChatModel(BaseChatModel):
         """Tokens of the messages' text in the local vocabulary, without the template's frame."""
         with translated():
             return sum(self._local.count(turn.content) for turn in turns(messages))
-
-
-def _close(written: Iterator[AIMessageChunk]) -> None:
-    if close := getattr(written, "close", None):
-        close()
-
-
-async def _aclose(written: AsyncIterator[AIMessageChunk]) -> None:
-    if close := getattr(written, "aclose", None):
-        await close()
