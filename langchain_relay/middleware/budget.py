@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -19,26 +17,25 @@ from langchain.agents.middleware.types import (
     ToolCallRequest,
 )
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
-from langgraph.config import get_config
 from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
 from langgraph.types import Command
 
-from langchain_relay.budget import Allowance, Budget
+from langchain_relay.budget import Budget
 from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.checks import budgets
-from langchain_relay.engine.ledger import Account, Amount, Ledger
+from langchain_relay.engine.ledger import Ledger
 from langchain_relay.errors import LedgerError, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
+from langchain_relay.middleware.accounts import Accounts, warn
 from langchain_relay.middleware.events import RelayTransformer
-from langchain_relay.middleware.limits import limited_to, limits_of, of_an_agent
+from langchain_relay.middleware.limits import limits_of, of_an_agent
 from langchain_relay.middleware.over import Over, asked, refusal
 from langchain_relay.middleware.relays import bound_to, relay_in
 from langchain_relay.middleware.state import (
     CHANNELS,
     RUN,
     THREAD,
-    UNITS,
     Choice,
     RelayBudgetState,
     Spending,
@@ -51,11 +48,6 @@ from langchain_relay.middleware.state import (
 from langchain_relay.schema import CALL_DENIED
 
 ExitBehavior = Literal["local", "end", "error", "ask"]
-
-logger = logging.getLogger(__name__)
-
-_REMEMBERED = 1_000
-"""Accounts of model calls that are kept open: other middleware may make a call again."""
 
 _RUN_ID: ContextVar[str | None] = ContextVar("langchain_relay_agent_run", default=None)
 """The agent's run inside its tools, so that an agent in a tool counts for the same run."""
@@ -120,9 +112,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         self._given = ledger
         self._ledger = None if ledger is None else ledger_from(ledger)
         self._exit_behavior: ExitBehavior = exit_behavior
-        self._id = uuid4().hex
-        self._lock = threading.Lock()
-        self._accounts: dict[tuple[int, Account], Ledger] = {}
+        self._accounts = Accounts(self._budgets, in_ledger=ledger is not None)
 
     # --- a run begins ---------------------------------------------------------------------------
 
@@ -155,11 +145,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if self._ledger is None or self._stays(state):
             return self._before(state, state)
         now = time.time()
-        allowances = self._allowances(state)
+        allowances = self._accounts.allowances(state)
         try:
             spent = {a: self._ledger.spent(a.account(now), now=now) for a in allowances}
         except LedgerError as error:
-            _warn(error)
+            warn(error)
             return None
         return self._before(state, kept(spent))
 
@@ -173,11 +163,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if self._ledger is None or self._stays(state):
             return self._before(state, state)
         now = time.time()
-        allowances = self._allowances(state)
+        allowances = self._accounts.allowances(state)
         try:
             spent = {a: await self._ledger.aspent(a.account(now), now=now) for a in allowances}
         except LedgerError as error:
-            _warn(error)
+            warn(error)
             return None
         return self._before(state, kept(spent))
 
@@ -228,7 +218,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if (model := relay_in(request.model)) is None:
             return handler(request)
         limited = self._limited(request, model)
-        return self._noted(request, handler(limited), self._spent_on(limited, model))
+        response = handler(limited)
+        booked = self._accounts.spent(limited.state, model.kept_in)
+        return self._noted(request, response, booked)
 
     async def awrap_model_call(
         self,
@@ -240,7 +232,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             return await handler(request)
         limited = self._limited(request, model)
         response = await handler(limited)
-        return self._noted(request, response, await self._aspent_on(limited, model))
+        booked = await self._accounts.aspent(limited.state, model.kept_in)
+        return self._noted(request, response, booked)
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
         if self._given is not None and model.ledger != self._given:
@@ -250,78 +243,10 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             )
         settings = dict(request.model_settings)
         given = settings.get("budget") or bound_to(request.model).get("budget")
-        settings["budget"] = (*budgets(given), *self._allowances(request.state))
+        settings["budget"] = (*budgets(given), *self._accounts.allowances(request.state))
         if request.state.get("relay_choice") == "local":
             settings["delegation"] = "never"
         return request.override(model_settings=settings)
-
-    def _allowances(self, state: Mapping[str, Any]) -> tuple[Allowance, ...]:
-        """What the next model call is under."""
-        return tuple(
-            self._allowance(scope, budget, state) for scope, budget in self._budgets.items()
-        )
-
-    def _allowance(self, scope: str, budget: Budget, state: Mapping[str, Any]) -> Allowance:
-        counted = counted_in(state, scope)
-        limits = limits_of(budget, counted)
-        if self._ledger is None:
-            before = Amount(*(counted.get(unit, 0) for unit in UNITS))
-            return Allowance(limited_to(budget, limits), self._key(scope, state), before=before)
-        key = state.get("relay_run_id") or uuid4().hex
-        if scope == THREAD:
-            return limited_to(budget, limits).allowance(key, get_config())
-        return Allowance(limited_to(budget, limits), key)
-
-    def _key(self, scope: str, state: Mapping[str, Any]) -> str:
-        """Names what this model call spends, however often other middleware makes it.
-
-        The state says what was spent before, so what comes after that is a new account.
-        """
-        run = state.get("relay_run_id") or uuid4().hex
-        place = _place() if scope == THREAD else ""
-        counted = counted_in(state, scope)
-        return ":".join([self._id, place or run, *(str(counted.get(unit, 0)) for unit in UNITS)])
-
-    def _spent_on(self, limited: ModelRequest[Any], model: RelayChatModel) -> dict[str, Spending]:
-        """What went onto the accounts of this model call, attempts that nobody noted included."""
-        if self._ledger is not None:
-            return {}
-        now, ledger, allowances = time.time(), model.kept_in, self._allowances(limited.state)
-        try:
-            spent = {a: ledger.spent(a.account(now), now=now) for a in allowances}
-            for account in self._done_with(allowances, ledger, now):
-                ledger.close(account)
-        except LedgerError as error:
-            _warn(error)
-            return {}
-        return kept(spent)
-
-    async def _aspent_on(
-        self, limited: ModelRequest[Any], model: RelayChatModel
-    ) -> dict[str, Spending]:
-        """Async twin of `_spent_on`."""
-        if self._ledger is not None:
-            return {}
-        now, ledger, allowances = time.time(), model.kept_in, self._allowances(limited.state)
-        try:
-            spent = {a: await ledger.aspent(a.account(now), now=now) for a in allowances}
-            for account in self._done_with(allowances, ledger, now):
-                await ledger.aclose(account)
-        except LedgerError as error:
-            _warn(error)
-            return {}
-        return kept(spent)
-
-    def _done_with(
-        self, allowances: tuple[Allowance, ...], ledger: Ledger, now: float
-    ) -> list[Account]:
-        """Accounts of model calls so long ago that nobody makes them again."""
-        with self._lock:
-            for allowance in allowances:
-                self._accounts[id(ledger), allowance.account(now)] = ledger
-            places = list(self._accounts)[:-_REMEMBERED]
-            old = [(self._accounts.pop(place), place[1]) for place in places]
-        return [account for kept_in, account in old if kept_in is ledger]
 
     def _noted(
         self,
@@ -408,16 +333,3 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             return await handler(request)
         finally:
             _RUN_ID.reset(token)
-
-
-def _place() -> str:
-    """The thread and, in it, the agent; empty outside a thread."""
-    given = get_config().get("configurable") or {}
-    agent = str(given.get("checkpoint_ns") or "").rpartition("|")[0]
-    thread = given.get("thread_id")
-    return "" if thread is None else f"{thread}/{agent}"
-
-
-def _warn(error: LedgerError) -> None:
-    """Nobody knows what is left: the model goes on, and what it may delegate is its ledger's."""
-    logger.warning("the agent's budget is not looked at before this model call: %s", error)
