@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from langchain_relay import RelayChatModel, chat_models, relay_report
+from langchain_relay import RelayChatModel, per_call, relay_report
 from langchain_relay.local import LlamaCppModel
 from langchain_relay.teaching import FEW_SHOT, Lesson
 from langchain_relay.testing import ScriptedDelegate
@@ -102,7 +102,7 @@ LESSONS = {
 
 def measure(model: RelayChatModel, lesson: Lesson) -> dict[str, dict[str, float]]:
     """Shares of answers with a call and with a malformed command, by kind."""
-    chat_models.FEW_SHOT = lesson
+    per_call.FEW_SHOT = lesson
     shares = {}
     for kind, questions in KINDS.items():
         with ThreadPoolExecutor(8) as pool:

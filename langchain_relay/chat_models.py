@@ -11,77 +11,66 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from decimal import Decimal
 from difflib import get_close_matches
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from langchain_core.callbacks import (
-    AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
-    CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams
 from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
-from langchain_core.runnables import RunnableConfig
 from pydantic import PrivateAttr, SkipValidation, model_validator
 
 from langchain_relay import runs
 from langchain_relay.answer import Answer, achunks, chunks
-from langchain_relay.budget import Allowance, Budget, allowance, budget_of
+from langchain_relay.budget import Allowance, Budget, allowance
 from langchain_relay.checks import (
     SAMPLING,
     budgets,
-    check_countable,
     check_fields,
     check_per_call,
     require,
-    stop_strings,
 )
 from langchain_relay.delegates.fallback import members
-from langchain_relay.delegates.local import LocalDelegate
 from langchain_relay.delegates.redaction import Redact, Redaction
 from langchain_relay.delegates.resolve import resolve_delegate
-from langchain_relay.delegates.terms import Member, Terms, priced_as
+from langchain_relay.delegates.terms import Terms
 from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
-from langchain_relay.engine.loop import Bounds
 from langchain_relay.engine.policy import Policy
-from langchain_relay.engine.values import Delegate, LocalModel, Sampling, Turn
-from langchain_relay.errors import UsageMistake, translated
+from langchain_relay.engine.values import Delegate, LocalModel
+from langchain_relay.errors import translated
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.offline import offline
-from langchain_relay.policies import Always, CallTokens, Never
+from langchain_relay.per_call import CallSettings, Delegation, settled
+from langchain_relay.policies import CallTokens
 from langchain_relay.prices import (
     LocalPrice,
     OnUnknownPrice,
-    Price,
     PriceBook,
     UsdPerHour,
-    UserPrice,
     UserPrices,
 )
-from langchain_relay.teaching import FEW_SHOT
+from langchain_relay.roster import Roster, check_roles
+from langchain_relay.run_bound import RunBoundChatModel
 
-Delegation = Literal["auto", "never", "always"]
+__all__ = ["DEFAULT_LEDGER", "Delegation", "RelayChatModel"]
 
 DEFAULT_LEDGER = MemoryLedger()
 """Where spending is kept unless `ledger` says otherwise: in this process."""
 
-_NO_BOUND = 2**62
 
-
-class RelayChatModel(BaseChatModel):
+class RelayChatModel(RunBoundChatModel):
     """A chat model in which a small local model writes and a hosted one helps with a few tokens.
 
     The local model (a GGUF, run in process by llama.cpp) writes the answer. Where it emits
@@ -263,12 +252,12 @@ class RelayChatModel(BaseChatModel):
             check_fields(self)
             self._hosted = resolve_delegate(self.delegate)
             self._local = self._local_model(self.model)
-            self._check_roles(self._local)
+            check_roles(self._hosted, self._local)
             self._book = PriceBook(self.prices)
             hour = self.local_usd_per_hour
             self._local_price = None if hour is None else LocalPrice(hour)
             self._ledger = DEFAULT_LEDGER if self.ledger is None else ledger_from(self.ledger)
-            self._check_budgets(budgets(self.budget), None)
+            self._roster.check_budgets(budgets(self.budget), None, self._warned_of)
         return self
 
     @model_validator(mode="after")
@@ -290,67 +279,9 @@ class RelayChatModel(BaseChatModel):
             max_concurrency=self.max_concurrency,
         )
 
-    def _members(self, hosted_model: str | None) -> list[Member]:
-        """Who may be asked, in order; `hosted_model` renames the first."""
-        first, *others = members(self._hosted)
-        return [self._member(first, hosted_model), *(self._member(one, None) for one in others)]
-
-    def _member(self, delegate: Delegate, model: str | None) -> Member:
-        if model is not None and (for_model := getattr(delegate, "for_model", None)):
-            delegate = for_model(model)
-        limiters = (self.delegate_rate_limiter, getattr(delegate, "rate_limiter", None))
-        return Member(
-            delegate,
-            self._price(delegate, model or delegate.model),
-            model,
-            reported_price=partial(self._price, delegate),
-            rate_limiters=tuple(limiter for limiter in limiters if limiter is not None),
-        )
-
-    def _price(self, delegate: Delegate, model: str) -> Price | None:
-        asked = priced_as(delegate)
-        local = isinstance(delegate, LocalDelegate)
-        if local and self._book.users(model, base_url=asked["base_url"]) is None:
-            return UserPrice(Decimal(0), Decimal(0), source="local")
-        if self.on_unknown_price == "zero":
-            return self._book.require(model, on_unknown="zero", **asked)
-        return self._book.find(model, **asked)
-
-    def _check_roles(self, local: LocalModel) -> None:
-        """One model in both roles would wait for a sequence that it holds itself.
-
-        Raises:
-            UsageMistake: the delegate decodes on `local`.
-        """
-        if any(isinstance(d, LocalDelegate) and d.plays(local) for d in members(self._hosted)):
-            raise UsageMistake(
-                "model and delegate decode in one context, so that answers would wait for "
-                "sequences they hold themselves: give LocalDelegate a model of its own, "
-                "LlamaCppModel(..., share=False)"
-            )
-
-    def _check_budgets(
-        self, given: tuple[Budget | Allowance, ...], hosted_model: str | None
-    ) -> None:
-        """A budget that cannot hold is refused before anything is written.
-
-        Raises:
-            PriceUnknown: a budget in USD and no price.
-            UsageMistake: nobody can say how many requests one attempt sends.
-        """
-        if not given:
-            return
-        in_usd = any(budget_of(one).usd is not None for one in given)
-        for member in self._members(hosted_model):
-            check_countable(member.delegate, member.name)
-            if in_usd and member.price is None and member.name not in self._warned_of:
-                self._book.require(
-                    member.name,
-                    on_unknown=self.on_unknown_price,
-                    of_budget=True,
-                    **priced_as(member.delegate),
-                )
-                self._warned_of.add(member.name)
+    @property
+    def _roster(self) -> Roster:
+        return Roster(self._hosted, self._book, self.on_unknown_price, self.delegate_rate_limiter)
 
     @property
     def kept_in(self) -> Ledger:
@@ -370,32 +301,25 @@ class RelayChatModel(BaseChatModel):
         check_per_call(kwargs)
         run = runs.current(run_manager)
         answer_id = runs.answer_id(run)
-        delegation: Delegation = kwargs.get("delegation") or "auto"
-        policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
-        hosted_model = kwargs.get("delegate_model")
-        given = (*budgets(self.budget), *budgets(kwargs.get("budget")))
-        if hosted_model is not None or kwargs.get("budget") is not None:
-            self._check_budgets(given, hosted_model)
+        call = settled(self, stop, kwargs)
+        if call.hosted_model is not None or kwargs.get("budget") is not None:
+            self._roster.check_budgets(call.budgets, call.hosted_model, self._warned_of)
         config = runs.config_of(run)
-        allowances = tuple(allowance(one, answer_id, config) for one in given)
-        local = self._local_for(kwargs.get("model"))
-        self._check_roles(local)
-        bounds = self._bounds(policy, stop, kwargs, delegation)
+        allowances = tuple(allowance(one, answer_id, config) for one in call.budgets)
+        local = self._local_for(call.model)
+        check_roles(self._hosted, local)
         return Answer(
             local=local,
-            turns=tuple(self._local_view(messages, policy)),
-            sampling=self._sampling(kwargs),
-            policy=policy,
-            bounds=bounds,
-            terms=self._terms(messages, local, hosted_model, allowances, bounds),
+            turns=call.local_view(messages),
+            sampling=call.sampling,
+            policy=call.policy,
+            bounds=call.bounds,
+            terms=self._terms(messages, local, call, allowances),
             end_on_delegate_stop=self._ends_on_stop(),
             run=run,
             answer_id=answer_id,
             local_price=self._local_price,
         )
-
-    def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
-        return Sampling(**{name: kwargs.get(name, getattr(self, name)) for name in SAMPLING})
 
     def _local_for(self, model: str | Path | LocalModel | None) -> LocalModel:
         """The local model of one call; one that was named before is still loaded."""
@@ -407,36 +331,14 @@ class RelayChatModel(BaseChatModel):
             self._other_locals[str(model)] = self._local_model(model)
         return self._other_locals[str(model)]
 
-    def _local_view(self, messages: list[BaseMessage], policy: Policy) -> list[Turn]:
-        shown = turns(messages)
-        taught = self.teach == "few_shot" or (self.teach == "auto" and self.adapter is None)
-        return FEW_SHOT.teach(shown) if taught and policy.taught else shown
-
-    def _bounds(
-        self, policy: Policy, stop: list[str] | None, kwargs: dict[str, Any], delegation: Delegation
-    ) -> Bounds:
-        max_tokens = kwargs.get("max_tokens", self.max_tokens)
-        own_calls = policy.max_calls if self.max_calls is None else self.max_calls
-        own_span = policy.max_span_tokens if self.max_span_tokens is None else self.max_span_tokens
-        return Bounds(
-            max_tokens=_NO_BOUND if max_tokens is None else max_tokens,
-            context_left=_NO_BOUND,
-            max_calls=0 if delegation == "never" else own_calls,
-            max_span_tokens=own_span,
-            stop=stop_strings(self.stop if stop is None else stop),
-            on_refusal=self.on_budget,
-            on_failure=self.on_delegate_error,
-        )
-
     def _terms(
         self,
         messages: list[BaseMessage],
         local: LocalModel,
-        hosted_model: str | None,
+        call: CallSettings,
         allowances: tuple[Allowance, ...],
-        bounds: Bounds,
     ) -> Terms:
-        first, *fallbacks = self._members(hosted_model)
+        first, *fallbacks = self._roster.members(call.hosted_model)
         return Terms(
             delegate=first.delegate,
             messages=tuple(messages),
@@ -456,7 +358,7 @@ class RelayChatModel(BaseChatModel):
             offline=offline(),
             window=DraftWindow(self.draft_window, local.count),
             # Who hands over all the rest does so once.
-            again=bounds.max_calls != 1 and bounds.max_span_tokens is not None,
+            again=call.bounds.max_calls != 1 and call.bounds.max_span_tokens is not None,
         )
 
     def _ends_on_stop(self) -> bool:
@@ -534,97 +436,6 @@ class RelayChatModel(BaseChatModel):
             async for chunk in written:
                 yield chunk
 
-    # --- run and config of an answer (see runs.py) ----------------------------------------------
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """See `BaseChatModel.invoke`."""
-        with runs.configured(config):
-            return super().invoke(input, config, stop=stop, **kwargs)
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """See `BaseChatModel.ainvoke`."""
-        with runs.configured(config):
-            return await super().ainvoke(input, config, stop=stop, **kwargs)
-
-    def _generate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with runs.bound(run_manager):
-            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
-
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with runs.bound(run_manager):
-            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """See `BaseChatModel.stream`."""
-        config, run = runs.own_run(self, config, CallbackManager)
-        written = super().stream(input, config, stop=stop, **kwargs)
-        bound, configured = runs.bound(run), runs.configured(config)
-        try:
-            while True:
-                # Bound only while core's generator runs, so that nothing leaks to the caller.
-                with bound, configured:
-                    chunk = next(written, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            _close(written)
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """See `BaseChatModel.astream`."""
-        config, run = runs.own_run(self, config, AsyncCallbackManager)
-        written = super().astream(input, config, stop=stop, **kwargs)
-        bound, configured = runs.bound(run), runs.configured(config)
-        try:
-            while True:
-                with bound, configured:
-                    chunk = await anext(written, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            await _aclose(written)
-
     # --- what LangChain asks about the model ----------------------------------------------------
 
     @property
@@ -665,13 +476,3 @@ class RelayChatModel(BaseChatModel):
         """Tokens of the messages' text in the local vocabulary, without the template's frame."""
         with translated():
             return sum(self._local.count(turn.content) for turn in turns(messages))
-
-
-def _close(written: Iterator[AIMessageChunk]) -> None:
-    if close := getattr(written, "close", None):
-        close()
-
-
-async def _aclose(written: AsyncIterator[AIMessageChunk]) -> None:
-    if close := getattr(written, "aclose", None):
-        await close()

@@ -1,44 +1,14 @@
-"""Commands and their options; what they do stands in modules of their own."""
+"""The commands; what they do, and what they can be given, stands in modules of their own."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from langchain_relay.cli import options
 from langchain_relay.errors import RelayError
-
-
-class PolicyName(StrEnum):
-    """Who writes next; see `langchain_relay.policies`."""
-
-    CALL_TOKENS = "call-tokens"
-    SWITCH_CUES = "switch-cues"
-    FIXED_LENGTH = "fixed-length"
-    SINGLE_HANDOFF = "single-handoff"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-class Grouping(StrEnum):
-    """What totals are by."""
-
-    DAY = "day"
-    MODEL = "model"
-    SCOPE = "scope"
-    KEY = "key"
-
-
-class Form(StrEnum):
-    """How totals are written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
 
 app = typer.Typer(
     help="A small local model writes; where it asks, a hosted model writes a few tokens.",
@@ -58,22 +28,11 @@ def _options(
 
 @app.command()
 def demo(
-    question: Annotated[
-        str | None, typer.Argument(help="What to ask; by default two questions with answers known.")
-    ] = None,
-    delegate: Annotated[
-        str | None,
-        typer.Option(
-            help="Hosted model, such as openai:gpt-5-mini or anthropic:claude-haiku-4-5. Default: "
-            "one whose key is set (OPENAI_API_KEY, ANTHROPIC_API_KEY), else a stand-in: a second "
-            "SmolLM2 behind a real server on loopback."
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Local model: alias, path to a .gguf, or hf:org/repo/file.gguf.")
-    ] = "smollm2-135m",
-    budget_usd: Annotated[str, typer.Option(help="US dollars one answer may cost.")] = "0.01",
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.", min=1)] = 80,
+    question: options.Asked = None,
+    delegate: options.Hosted = None,
+    model: options.LocalGguf = "smollm2-135m",
+    budget_usd: options.BudgetUsd = "0.01",
+    max_tokens: options.MaxTokens = 80,
 ) -> None:
     """Run the whole relay once: events as they happen, colors for delegated text, the price.
 
@@ -92,53 +51,17 @@ def demo(
 @app.command()
 def chat(
     *,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Local model: alias, path to a .gguf, hf:org/repo/file.gguf, or the URL of a "
-            "completion server (llama-server, vLLM, SGLang)."
-        ),
-    ] = "smollm2-135m",
-    delegate: Annotated[
-        str | None,
-        typer.Option(
-            help="Hosted model, such as openai:gpt-5-mini or anthropic:claude-haiku-4-5. Default: "
-            "one whose key is set (OPENAI_API_KEY, ANTHROPIC_API_KEY), else a stand-in: a second "
-            "SmolLM2 behind a real server on loopback."
-        ),
-    ] = None,
-    policy: Annotated[
-        PolicyName, typer.Option(help="Who decides that the hosted model writes.")
-    ] = PolicyName.CALL_TOKENS,
-    budget_usd: Annotated[
-        str | None,
-        typer.Option(
-            help="US dollars one answer may cost. Default: 0.01, or no limit where no price of "
-            "the hosted model is known."
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.", min=1)] = 512,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of the local model; 0 takes the likeliest.", min=0)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the local model; the same seed, the same answers.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt for both models.")] = None,
-    n_ctx: Annotated[
-        int | None,
-        typer.Option(help="Context of the conversation in tokens; a server may not tell.", min=1),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Decode threads; by default one per core.", min=1)
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="For a server that does not tell its chat template (all but llama-server): a GGUF "
-            "with the vocabulary and template of its model, named as for --model."
-        ),
-    ] = None,
+    model: options.LocalOrServer = "smollm2-135m",
+    delegate: options.Hosted = None,
+    policy: options.WhoDecides = options.PolicyName.CALL_TOKENS,
+    budget_usd: options.BudgetUsdIfPriced = None,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    system: options.System = None,
+    n_ctx: options.ContextTokens = None,
+    threads: options.Threads = None,
+    tokenizer: options.Tokenizer = None,
 ) -> None:
     """Talk to a local model that asks a hosted one for help.
 
@@ -187,24 +110,9 @@ def chat(
 
 @app.command()
 def doctor(
-    model: Annotated[
-        str, typer.Option(help="Local model: alias, path to a .gguf, or hf:org/repo/file.gguf.")
-    ] = "smollm2-135m",
-    delegate: Annotated[
-        str | None,
-        typer.Option(
-            help="Hosted model, such as openai:gpt-5-mini: it is sent one request of some 60 "
-            "tokens that says how it continues a begun answer. Without this nothing is sent, and "
-            "the verdicts of earlier probes are listed."
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Where that model is, if it is a server of your own that speaks OpenAI's "
-            "protocol, such as http://127.0.0.1:8080/v1; with --delegate openai:MODEL."
-        ),
-    ] = None,
+    model: options.LocalGguf = "smollm2-135m",
+    delegate: options.HostedToProbe = None,
+    base_url: options.BaseUrl = None,
 ) -> None:
     """Look whether everything is there: compiler, llama.cpp, model, template, threads, speed.
 
@@ -230,30 +138,17 @@ def doctor(
 
 @app.command()
 def spend(
-    ledger: Annotated[
-        str,
-        typer.Argument(
-            envvar="LANGCHAIN_RELAY_LEDGER",
-            help="The path of a ledger in SQLite, or a URL: redis://..., postgresql://...",
-        ),
-    ],
+    ledger: options.LedgerPlace,
     *,
-    by: Annotated[
-        list[Grouping] | None, typer.Option(help="Totals by this; give it again for more.")
-    ] = None,
-    since: Annotated[str | None, typer.Option(help="First day, such as 2026-11-01.")] = None,
-    until: Annotated[str | None, typer.Option(help="Last day.")] = None,
-    scope: Annotated[
-        str | None, typer.Option(help="Of this scope alone: global, thread, user, ...")
-    ] = None,
-    key: Annotated[str | None, typer.Option(help="Of this thread, user, ... alone.")] = None,
-    timezone: Annotated[str, typer.Option(help="Whose days: an IANA name.")] = "UTC",
-    format: Annotated[Form, typer.Option(help="How it is written.")] = Form.TABLE,
-    plot: Annotated[Path | None, typer.Option(help="Draw it too, into this PNG.")] = None,
-    watch: Annotated[
-        float | None,
-        typer.Option(help="Look again every so many seconds, until Ctrl-C.", min=0.1),
-    ] = None,
+    by: options.TotalsBy = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    scope: options.OfScope = None,
+    key: options.OfKey = None,
+    timezone: options.DaysOf = "UTC",
+    format: options.WrittenAs = options.Form.TABLE,
+    plot: options.Plot = None,
+    watch: options.Watch = None,
 ) -> None:
     """Show what was spent on hosted models: totals by day, model, scope and key.
 
@@ -276,7 +171,9 @@ def spend(
     from langchain_relay.cli.spend import Question
     from langchain_relay.cli.spend import spend as run
 
-    groups: Any = tuple(group.value for group in by or (Grouping.DAY, Grouping.MODEL))
+    groups: Any = tuple(
+        group.value for group in by or (options.Grouping.DAY, options.Grouping.MODEL)
+    )
     question = Question(ledger, groups, since, until, scope, key, timezone)
     try:
         run(question, format.value, plot, watch)

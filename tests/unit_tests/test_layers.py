@@ -27,8 +27,8 @@ LAYERS = {
     ],
     2: ["engine.loop", "budget", "ledgers", "local", "policies", "prices", "schema", "testing"],
     3: ["engine.drivers", "events"],
-    4: ["answer", "delegates", "messages", "report", "runs", "teaching"],
-    5: ["callbacks", "chat_models", "checks", "middleware", "tools"],
+    4: ["answer", "delegates", "messages", "report", "run_bound", "runs", "teaching"],
+    5: ["callbacks", "chat_models", "checks", "middleware", "per_call", "roster", "tools"],
     6: ["__main__", "calibration", "cli", "evals", "routers", "training"],
     7: [""],  # __init__.py names them all
 }

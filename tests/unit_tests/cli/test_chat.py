@@ -18,10 +18,10 @@ from rich.console import Console
 
 from langchain_relay import Budget, RelayChatModel, policies, relay_report
 from langchain_relay.cli import chat as chat_module
-from langchain_relay.cli.app import PolicyName
 from langchain_relay.cli.chat import POLICIES, Chat, Face, Settings, history_file
 from langchain_relay.cli.conversation import Conversation, Piece
 from langchain_relay.cli.demo import Hosted
+from langchain_relay.cli.options import PolicyName
 from langchain_relay.engine.values import Attempt, Delta
 from langchain_relay.errors import PriceUnknown, UnknownDelegate, UsageMistake
 from langchain_relay.local import CompletionServerModel, models

@@ -1,0 +1,13 @@
+"""Budgets of an agent: for each of its runs and for its thread, in its checkpoint or in a ledger.
+
+```
+before_agent   a run begins: its own count is 0 again
+before_model   nothing left: go on locally, end, raise, or ask
+wrap_model_call   the model gets what is left, and what it spent goes into the state
+after_model    it was refused something: raise, or ask and let it write again
+```
+"""
+
+from langchain_relay.middleware.budget import ExitBehavior, RelayBudgetMiddleware
+
+__all__ = ["ExitBehavior", "RelayBudgetMiddleware"]
