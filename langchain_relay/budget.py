@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
-from decimal import Decimal, InvalidOperation
+from datetime import datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Account, Amount, Limit
+from langchain_relay.engine.money import dollars
 from langchain_relay.errors import UsageMistake
 
-__all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of"]
+__all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of", "time_zone"]
 
 Window = Literal["minute", "hour", "day", "week", "month"]
 
@@ -117,7 +117,7 @@ class Budget:
                 f"Budget(window={self.window!r}) with scope='run': an answer has no window; give "
                 f"scope='global', 'user', 'thread' or a key of the config"
             )
-        _zone(self.timezone)
+        time_zone(self.timezone)
 
     @property
     def limit_nanousd(self) -> int | None:
@@ -125,12 +125,11 @@ class Budget:
         if self.usd is None:
             return None
         try:
-            usd = Decimal(str(self.usd))
-        except InvalidOperation as error:
-            message = f"Budget(usd={self.usd!r}): give an amount in US dollars, such as '0.02'"
-            raise UsageMistake(message) from error
-        if not usd.is_finite() or usd < 0:
-            raise UsageMistake(f"Budget(usd={self.usd!r}): a limit is finite and not negative")
+            usd = dollars(self.usd)
+        except ValueError as error:
+            raise UsageMistake(
+                f"Budget(usd={self.usd!r}): it {error}; give an amount in US dollars, such as '0.02'"
+            ) from error
         return math.floor(Fraction(usd) * NANOUSD_PER_USD)  # Decimal would round to 28 digits
 
     def allowance(self, run_id: str, config: Mapping[str, Any]) -> Allowance:
@@ -162,7 +161,7 @@ class Budget:
         """Name of the window in which `now` lies: its length and when it began."""
         if self.window is None:
             return None
-        local = datetime.fromtimestamp(now, _zone(self.timezone))
+        local = datetime.fromtimestamp(now, time_zone(self.timezone))
         return f"{self.window} {_begin(local, self.window).isoformat(timespec='minutes')}"
 
 
@@ -231,13 +230,21 @@ def budget_of(given: Budget | Allowance) -> Budget:
     return given.budget if isinstance(given, Allowance) else given
 
 
-@lru_cache
-def _zone(name: str) -> tzinfo:
+def time_zone(name: str, told: str = "Budget(timezone={!r})") -> ZoneInfo:
+    """The time zone of that name.
+
+    Args:
+        name: IANA's.
+        told: What an error calls it, with a place for the name.
+
+    Raises:
+        UsageMistake: there is none.
+    """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
         raise UsageMistake(
-            f"Budget(timezone={name!r}): no such IANA time zone here; 'UTC' or, for example, "
+            f"{told.format(name)}: no such IANA time zone here; 'UTC' or, for example, "
             f"'Europe/Berlin' (systems without time zones need the package tzdata)"
         ) from error
 

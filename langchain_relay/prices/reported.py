@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from langchain_relay.engine.money import dollars
 from langchain_relay.prices.price import nanousd
 
 _AS_OF = re.compile(r"as of (\d{4}-\d{2}-\d{2})$")
@@ -17,15 +17,12 @@ def reported_nanousd(cost_usd: str) -> int:
     """Nano-dollars of a cost that a provider itself reports, rounded up.
 
     Raises:
-        ValueError: not a finite number from 0 up.
+        ValueError: no amount of money.
     """
     try:
-        cost = Decimal(cost_usd)
-    except InvalidOperation as e:
-        raise ValueError(f"a provider reported the cost {cost_usd!r}, which is no number") from e
-    if not cost.is_finite() or cost < 0:
-        raise ValueError(f"a provider reported the cost {cost_usd!r} US dollars")
-    return nanousd(cost)
+        return nanousd(dollars(cost_usd))
+    except ValueError as error:
+        raise ValueError(f"a provider reported the cost {cost_usd!r}, which {error}") from error
 
 
 def reported_cost(metadata: Mapping[str, Any]) -> Any:
