@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
-from langchain_relay.engine.ledger import Account, Amount, Limit
+from langchain_relay.engine.ledger import Account, Amount, Limit, storable
 from langchain_relay.engine.money import dollars
 from langchain_relay.errors import UsageMistake
 
@@ -24,6 +24,9 @@ EVERYBODY = "all"
 """The key of the scope `global`."""
 
 _NOTHING = Amount()
+
+_KEY_BYTES = 1_000
+"""Of one key; an index of PostgreSQL takes 2,704 for scope, key and window together."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {"thread": ("thread_id",), "user": ("user_id", "user")}
 """Where the key of a scope stands in the config; any other scope is the name itself."""
@@ -128,7 +131,7 @@ class Budget:
             usd = dollars(self.usd)
         except ValueError as error:
             raise UsageMistake(
-                f"Budget(usd={self.usd!r}): it {error}; give an amount in US dollars, such as '0.02'"
+                f"Budget(usd={self.usd!r}): that {error}; give US dollars, such as '0.02'"
             ) from error
         return math.floor(Fraction(usd) * NANOUSD_PER_USD)  # Decimal would round to 28 digits
 
@@ -140,7 +143,7 @@ class Budget:
             config: It was called with, what it inherited included.
 
         Raises:
-            UsageMistake: the config lacks the key of the scope.
+            UsageMistake: the config lacks the key of the scope, or it is none that can be kept.
         """
         if self.scope == "run":
             return Allowance(self, run_id, once=True)
@@ -151,11 +154,28 @@ class Budget:
             values = config.get(place) or {}
             for name in names:
                 if values.get(name) not in (None, ""):
-                    return Allowance(self, str(values[name]))
+                    return Allowance(self, self._key(name, values[name]))
         raise UsageMistake(
             f"Budget(scope={self.scope!r}) needs {names[0]!r}, and this call has none: call with "
             f"config={{'configurable': {{{names[0]!r}: ...}}}}, or in its 'metadata'"
         )
+
+    def _key(self, name: str, value: object) -> str:
+        """What stands in the config, as ledgers keep it.
+
+        Raises:
+            UsageMistake: they cannot, or nobody would find it again.
+        """
+        key, kind = str(value), type(value)
+        if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+            what = f"is {key}: its address in memory, which names nobody the next time"
+        elif not storable(key):
+            what = f"is {key!r}: ledgers keep no NUL characters and no lone surrogates"
+        elif len(key.encode()) > _KEY_BYTES:
+            what = f"has {len(key.encode())} bytes, and ledgers find keys of up to {_KEY_BYTES}"
+        else:
+            return key
+        raise UsageMistake(f"Budget(scope={self.scope!r}): {name!r} {what}; give a short text")
 
     def window_of(self, now: float) -> str | None:
         """Name of the window in which `now` lies: its length and when it began."""

@@ -67,7 +67,7 @@ _RUN_ID: ContextVar[str | None] = ContextVar("langchain_relay_agent_run", defaul
 """The agent's run inside its tools, so that an agent in a tool counts for the same run."""
 
 Spending = dict[str, int]
-"""What was spent, by unit, and how often more was granted: `granted`."""
+"""What was spent, by unit, and how often more was granted (see `_grant`)."""
 
 
 class RelayBudgetState(AgentState[Any]):
@@ -195,10 +195,20 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
     # --- a run begins ---------------------------------------------------------------------------
 
     def before_agent(self, state: RelayBudgetState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002 - LangChain's signature
-        """Begin the count of a run."""
+        """Begin the count of a run.
+
+        Raises:
+            UsageMistake: there is a budget for the thread, and no thread that keeps its count.
+        """
+        if self._ledger is None and THREAD in self._budgets and not _place():
+            raise UsageMistake(
+                "RelayBudgetMiddleware(thread=...) needs 'thread_id', and this call has none: call "
+                "with config={'configurable': {'thread_id': ...}}, an agent that has a checkpointer"
+            )
+        caller = None if self._ledger is None else _RUN_ID.get()  # nobody else can be counted
         return {
             "relay_run": {},
-            "relay_run_id": _RUN_ID.get() or uuid4().hex,
+            "relay_run_id": caller or uuid4().hex,
             "relay_refused": None,
             "relay_choice": None,
         }
@@ -263,7 +273,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             raise over.error()
         if self._exit_behavior == "end" or (choice := _asked(over)) == "end":
             return {"jump_to": "end", "messages": [AIMessage(f"The budget is used up: {over}.")]}
-        return self._chosen(state, choice)
+        return self._chosen(state, choice, over)
 
     def _over(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> Iterator[_Over]:
         """The limits of which nothing is left."""
@@ -275,15 +285,14 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                     name = "usd" if unit == "cost_nanousd" else unit
                     yield _Over(scope, name, 1, 0, limit)
 
-    def _chosen(self, state: RelayBudgetState, choice: Choice) -> dict[str, Any]:
-        """`continue` grants every budget once more; `local` asks no more in this run."""
+    def _chosen(self, state: RelayBudgetState, choice: Choice, over: _Over) -> dict[str, Any]:
+        """`continue` grants what was asked for once more; `local` asks no more in this run."""
         if choice == "local":
             return {"relay_choice": choice, "relay_refused": None}
-        granted = {
-            _CHANNELS[scope]: _plus(_counted(state, scope), {"granted": 1})
-            for scope in self._budgets
-        }
-        return {**granted, "relay_refused": None}
+        if (budget := self._budgets.get(over.scope)) is None:  # it was there when it refused
+            return {"relay_refused": None}
+        granted = _plus(_counted(state, over.scope), {_grant(budget): 1})
+        return {_CHANNELS[over.scope]: granted, "relay_refused": None}
 
     # --- a model call ---------------------------------------------------------------------------
 
@@ -440,9 +449,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if choice == "end":
             return {"jump_to": "end", "relay_refused": None}
         if choice == "local":
-            return self._chosen(state, choice)
+            return self._chosen(state, choice, over)
         again = {"jump_to": "model", "messages": [RemoveMessage(id=str(last.id))]}
-        return {**self._chosen(state, choice), **again}
+        return {**self._chosen(state, choice, over), **again}
 
     @hook_config(can_jump_to=["model", "end"])
     async def aafter_model(
@@ -459,6 +468,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]],
     ) -> ToolMessage | Command[Any]:
         """Let an agent in the tool count for this run."""
+        if self._ledger is None:
+            return handler(request)
         token = _RUN_ID.set(request.state.get("relay_run_id"))
         try:
             return handler(request)
@@ -471,6 +482,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
         """Async twin of `wrap_tool_call`."""
+        if self._ledger is None:
+            return await handler(request)
         token = _RUN_ID.set(request.state.get("relay_run_id"))
         try:
             return await handler(request)
@@ -518,6 +531,8 @@ def _of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:
         UsageMistake: it limits what only an answer or only a ledger can count.
     """
     name = "run" if scope == RUN else "thread"
+    if not isinstance(budget, Budget):
+        raise UsageMistake(f"{name}={budget!r}: pass one Budget")
     if budget.share is not None:
         raise UsageMistake(
             f"{name}=Budget(share=...): a share is a matter of one answer; give it to the model"
@@ -539,11 +554,17 @@ def _counted(state: Mapping[str, Any], scope: str) -> Spending:
 
 def _limits(budget: Budget, counted: Spending) -> Spending:
     """The limits there are, with what was granted on top."""
-    times = 1 + counted.get("granted", 0)
+    times = 1 + counted.get(_grant(budget), 0)
     limits = (budget.limit_nanousd, budget.tokens, budget.calls)
     return {
         unit: limit * times for unit, limit in zip(_UNITS, limits, strict=True) if limit is not None
     }
+
+
+def _grant(budget: Budget) -> str:
+    """How often more was granted: in this window, if there is one, and not in the next."""
+    window = budget.window_of(time.time())
+    return "granted" if window is None else f"granted in the {window}"
 
 
 def _with(budget: Budget, limits: Spending) -> Budget:

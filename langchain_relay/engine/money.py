@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 
 _DIGITS = 30
-"""Before the point and behind it. Whatever has its first one farther away is no money, and reckoning
-with it takes for ever or overflows: `1e9999999999`."""
+"""Before the point and behind it. What has its first one farther away is no money, and reckoning
+with it overflows or takes for ever: `1e9999999999`."""
 
 
 def dollars(given: object) -> Decimal:
@@ -18,8 +18,6 @@ def dollars(given: object) -> Decimal:
     Raises:
         ValueError: it is none; says why, to be put behind what was given.
     """
-    if isinstance(given, bool):
-        raise ValueError("is no number")
     try:
         usd = Decimal(str(given))
     except InvalidOperation as error:

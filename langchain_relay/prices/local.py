@@ -33,7 +33,7 @@ class LocalPrice:
             dollars(self.usd_per_hour)
         except ValueError as error:
             raise UsageMistake(
-                f"local_usd_per_hour={self.usd_per_hour!r}: it {error}; give US dollars for an "
+                f"local_usd_per_hour={self.usd_per_hour!r}: that {error}; give US dollars for an "
                 f"hour of local work, such as '0.45', or None for free"
             ) from error
 

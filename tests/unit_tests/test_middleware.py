@@ -207,6 +207,35 @@ def test_an_answer_that_was_refused_something_is_written_again_if_more_is_grante
     assert setting.requests == 1
 
 
+def test_what_is_granted_is_what_was_asked_for() -> None:
+    setting = Setting(
+        times=2, run=Budget(calls=1), thread=usd(COST_NANOUSD + WORST_NANOUSD), exit_behavior="ask"
+    )
+    setting.run()
+    setting.run(Command(resume="continue"))  # one more call in this run
+    assert setting.requests == 2
+    (question,) = setting.run("And?")["__interrupt__"]  # the thread has as much as before
+    assert (question.value["scope"], question.value["unit"]) == ("thread", "usd")
+    assert question.value["limit"] == COST_NANOUSD + WORST_NANOUSD
+    assert setting.requests == 2
+
+
+@both
+def test_what_is_granted_ends_with_its_window(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = "Monday"
+    monkeypatch.setattr(Budget, "window_of", lambda self, now: day)
+    daily = Budget(calls=1, scope="thread", window="day")
+    setting = Setting(times=2, thread=daily, ledger=MemoryLedger(), exit_behavior="ask")
+    setting.run(asynchronous=asynchronous)
+    setting.run(Command(resume="continue"), asynchronous=asynchronous)
+    assert setting.requests == 2
+    day = "Tuesday"
+    assert setting.run(asynchronous=asynchronous)["__interrupt__"]
+    assert setting.requests == 3
+
+
 def test_a_resume_that_is_no_choice_is_refused() -> None:
     setting = Setting(times=2, run=Budget(calls=1), exit_behavior="ask")
     setting.run()
@@ -298,6 +327,35 @@ def test_agents_in_parallel_tools_count_for_the_run_that_called_them(asynchronou
     assert inner.requests == 2
 
 
+def test_without_a_ledger_each_run_of_an_agent_in_a_tool_has_its_own_count() -> None:
+    inner = Setting(run=Budget(calls=1))
+    alone = RelayBudgetMiddleware(run=Budget(calls=1))
+
+    @tool
+    def ask() -> str:
+        """Ask the inner agent."""
+        agent: Any = create_agent(inner.model, [], middleware=[alone])
+        return texts(agent.invoke({"messages": [HumanMessage("Why?")]}))[-1]
+
+    outer: Any = create_agent(
+        Caller(messages=iter([calls("ask"), calls("ask"), AIMessage("Done")])),
+        [ask],
+        middleware=[alone],
+    )
+    out = outer.invoke({"messages": [("user", "Go")]})
+    assert [m.text for m in out["messages"] if m.type == "tool"] == ["It is blue so."] * 2
+
+
+def test_a_thread_that_nobody_names_has_no_budget() -> None:
+    setting = Setting(thread=Budget(calls=1))
+    agent: Any = create_agent(
+        setting.model, [], middleware=[RelayBudgetMiddleware(thread=Budget(calls=1))]
+    )
+    with pytest.raises(errors.UsageMistake, match="needs 'thread_id'"):
+        agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0
+
+
 def test_a_shared_ledger_counts_threads_of_all_agents() -> None:
     shared = MemoryLedger()
     one = Setting(thread=Budget(calls=1), ledger=shared)
@@ -360,6 +418,8 @@ async def test_events_come_on_a_channel_of_their_own_async() -> None:
         ({}, "limits nothing"),
         ({"run": Budget(calls=1), "exit_behavior": "stop"}, "local, end, error, ask"),
         ({"run": Budget(share=0.5)}, "share"),
+        ({"run": [Budget(calls=1)]}, "run=.*pass one Budget"),
+        ({"thread": 0}, "thread=0: pass one Budget"),
         ({"thread": Budget(calls=1, scope="user")}, "scope='user'"),
         ({"thread": Budget(calls=1, scope="thread", window="day")}, "needs a ledger"),
     ],

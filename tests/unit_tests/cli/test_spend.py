@@ -134,6 +134,7 @@ def test_a_ledger_that_is_not_there(
         (["--since", "yesterday"], "'yesterday'"),
         (["--until", "9999-12-31"], "beyond the calendar"),
         (["--timezone", "Mars/X"], "Mars/X"),
+        (["--timezone", "Europe"], "no such IANA time zone"),  # a folder of the time zones
     ],
 )
 def test_a_mistake_is_named(ledger: Path, arguments: list[str], said: str) -> None:
