@@ -181,6 +181,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             raise UsageMistake(
                 f"exit_behavior={exit_behavior!r}: one of {', '.join(get_args(ExitBehavior))}"
             )
+        if ledger == "memory":
+            raise UsageMistake(
+                "ledger='memory' is another ledger for whoever says it; give the model and "
+                "RelayBudgetMiddleware one MemoryLedger()"
+            )
         self._budgets: dict[str, Budget] = {}
         for scope, budget in ((RUN, run), (THREAD, thread)):
             if budget is not None:
@@ -320,7 +325,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         return self._noted(request, response, await self._aspent_on(limited, model))
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
-        if self._given is not None and model.ledger != self._given:
+        if self._given is not None and not _same(model.ledger, self._given):
             raise UsageMistake(
                 "RelayBudgetMiddleware(ledger=...) and the agent's model keep different ledgers; "
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
@@ -492,6 +497,13 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
 
 
 _CHANNELS: Mapping[str, str] = {RUN: "relay_run", THREAD: "relay_thread"}
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two ledgers are one; a path may be given as text."""
+    if isinstance(one, str | Path) and isinstance(other, str | Path):
+        return str(one) == str(other)
+    return one == other
 
 
 def _relay_in(model: Any) -> RelayChatModel | None:

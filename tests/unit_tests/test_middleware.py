@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -365,6 +366,14 @@ def test_a_shared_ledger_counts_threads_of_all_agents() -> None:
     assert shared.spent(Account("thread", "1"), now=0.0).calls == 1
 
 
+def test_a_path_and_its_text_are_one_ledger(tmp_path: Path) -> None:
+    setting = Setting(run=Budget(calls=1), ledger=tmp_path / "spent.db")
+    middleware = RelayBudgetMiddleware(run=Budget(calls=1), ledger=str(tmp_path / "spent.db"))
+    agent: Any = create_agent(setting.model, [], middleware=[Again(2), middleware])
+    state = agent.invoke({"messages": [("user", "Why?")]})
+    assert texts(state) == ["It is blue so.", "It is so."]
+
+
 def test_different_ledgers_are_refused() -> None:
     agent: Any = create_agent(
         Setting(run=Budget(calls=1)).model,
@@ -420,6 +429,7 @@ async def test_events_come_on_a_channel_of_their_own_async() -> None:
         ({"run": Budget(share=0.5)}, "share"),
         ({"run": [Budget(calls=1)]}, "run=.*pass one Budget"),
         ({"thread": 0}, "thread=0: pass one Budget"),
+        ({"run": Budget(calls=1), "ledger": "memory"}, r"one MemoryLedger\(\)"),
         ({"thread": Budget(calls=1, scope="user")}, "scope='user'"),
         ({"thread": Budget(calls=1, scope="thread", window="day")}, "needs a ledger"),
     ],
