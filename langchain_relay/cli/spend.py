@@ -290,9 +290,15 @@ def _latest(found: Sequence[Entry], zone: ZoneInfo) -> RenderableType:
         out.add_column(name, justify="right")
     for entry in reversed(found):
         whose = ", ".join(f"{a.scope}:{a.key}" if a.key else a.scope for a in entry.accounts)
-        at = datetime.fromtimestamp(entry.at, zone)
         state = f"{entry.state}, estimated" if entry.estimated else entry.state
         cost = usd(entry.amount.cost_nanousd)
         told = (entry.model, whose, state, str(entry.amount.tokens), cost)
-        out.add_row(f"{at:%H:%M:%S}", *map(Text, told))
+        out.add_row(_clock(entry.at, zone), *map(Text, told))
     return out
+
+
+def _clock(at: float, zone: ZoneInfo) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at, zone):%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # whoever reserved has no right clock
+        return "?"
