@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
@@ -113,9 +113,12 @@ class _Over:
     needed: int
     left: int
     limit: int
+    window: str | None
 
     def __str__(self) -> str:
         whose = "this thread" if self.scope == THREAD else "this run"
+        if self.window is not None:
+            whose += f" in the {self.window}"
         limit, left = amount_text(self.limit, self.unit), amount_text(self.left, self.unit)
         return f"of {limit} for {whose} there is left: {left}"
 
@@ -126,6 +129,7 @@ class _Over:
             left=self.left,
             limit=self.limit,
             scope=self.scope,
+            window=self.window,
         )
 
 
@@ -148,9 +152,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
     an agent in a tool counts for the run and the thread that called it.
 
     With `ask` the graph is interrupted, so it needs a checkpointer. Resume it with
-    `Command(resume="continue")` (the same budget again), `"local"` (nothing more is delegated in
-    this run) or `"end"`. A budget that refuses while the last answer is being written asks after
-    it; if more is granted, that answer is written again.
+    `Command(resume="continue")` (the budget that was asked about, once more), `"local"` (nothing
+    more is delegated in this run) or `"end"`. A budget that refuses while the last answer is being
+    written asks after it; if more is granted, that answer is written again.
 
     Args:
         run: Limits of one run of the agent, from its input to its output.
@@ -288,7 +292,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 left = limit - used.get(unit, 0)
                 if left <= 0:
                     name = "usd" if unit == "cost_nanousd" else unit
-                    yield _Over(scope, name, 1, 0, limit)
+                    yield _Over(scope, name, 1, 0, limit, budget.window_of(time.time()))
 
     def _chosen(self, state: RelayBudgetState, choice: Choice, over: _Over) -> dict[str, Any]:
         """`continue` grants what was asked for once more; `local` asks no more in this run."""
@@ -633,7 +637,7 @@ def _refusal(state: Mapping[str, Any]) -> _Over | None:
     event = state.get("relay_refused")
     if not event:
         return None
-    return _Over(*(event[name] for name in ("scope", "unit", "needed", "left", "limit")))
+    return _Over(**{part.name: event[part.name] for part in fields(_Over)})
 
 
 def _asked(over: _Over) -> Choice:
@@ -649,6 +653,7 @@ def _asked(over: _Over) -> Choice:
             "unit": over.unit,
             "left": over.left,
             "limit": over.limit,
+            "window": over.window,
             "question": f"The budget is used up: {over}. Go on with as much again?",
             "choices": list(get_args(Choice)),
         }

@@ -233,8 +233,18 @@ def test_what_is_granted_ends_with_its_window(
     setting.run(Command(resume="continue"), asynchronous=asynchronous)
     assert setting.requests == 2
     day = "Tuesday"
-    assert setting.run(asynchronous=asynchronous)["__interrupt__"]
+    (question,) = setting.run(asynchronous=asynchronous)["__interrupt__"]
     assert setting.requests == 3
+    assert question.value["window"] == "Tuesday"
+
+
+@pytest.mark.parametrize("limit", [{"calls": 1}, {"usd": Decimal(WORST_NANOUSD) / 10**9}])
+def test_error_names_the_window(limit: dict[str, Any]) -> None:
+    daily = Budget(scope="thread", window="day", **limit)
+    setting = Setting(times=2, thread=daily, ledger=MemoryLedger(), exit_behavior="error")
+    with pytest.raises(BudgetExceeded, match="in the day") as caught:
+        setting.run()
+    assert str(caught.value.window).startswith("day ")
 
 
 def test_a_resume_that_is_no_choice_is_refused() -> None:
