@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
-from decimal import Decimal, InvalidOperation
+from datetime import datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
-from langchain_relay.engine.ledger import Account, Amount, Limit
+from langchain_relay.engine.ledger import Account, Amount, Limit, storable
+from langchain_relay.engine.money import dollars
 from langchain_relay.errors import UsageMistake
 
-__all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of"]
+__all__ = ["Allowance", "Budget", "Window", "allowance", "budget_of", "time_zone"]
 
 Window = Literal["minute", "hour", "day", "week", "month"]
 
@@ -24,6 +24,9 @@ EVERYBODY = "all"
 """The key of the scope `global`."""
 
 _NOTHING = Amount()
+
+_KEY_BYTES = 1_000
+"""Of one key; an index of PostgreSQL takes 2,704 for scope, key and window together."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {"thread": ("thread_id",), "user": ("user_id", "user")}
 """Where the key of a scope stands in the config; any other scope is the name itself."""
@@ -117,7 +120,7 @@ class Budget:
                 f"Budget(window={self.window!r}) with scope='run': an answer has no window; give "
                 f"scope='global', 'user', 'thread' or a key of the config"
             )
-        _zone(self.timezone)
+        time_zone(self.timezone)
 
     @property
     def limit_nanousd(self) -> int | None:
@@ -125,12 +128,11 @@ class Budget:
         if self.usd is None:
             return None
         try:
-            usd = Decimal(str(self.usd))
-        except InvalidOperation as error:
-            message = f"Budget(usd={self.usd!r}): give an amount in US dollars, such as '0.02'"
-            raise UsageMistake(message) from error
-        if not usd.is_finite() or usd < 0:
-            raise UsageMistake(f"Budget(usd={self.usd!r}): a limit is finite and not negative")
+            usd = dollars(self.usd)
+        except ValueError as error:
+            raise UsageMistake(
+                f"Budget(usd={self.usd!r}): that {error}; give US dollars, such as '0.02'"
+            ) from error
         return math.floor(Fraction(usd) * NANOUSD_PER_USD)  # Decimal would round to 28 digits
 
     def allowance(self, run_id: str, config: Mapping[str, Any]) -> Allowance:
@@ -141,7 +143,7 @@ class Budget:
             config: It was called with, what it inherited included.
 
         Raises:
-            UsageMistake: the config lacks the key of the scope.
+            UsageMistake: the config lacks the key of the scope, or it is none that can be kept.
         """
         if self.scope == "run":
             return Allowance(self, run_id, once=True)
@@ -152,17 +154,34 @@ class Budget:
             values = config.get(place) or {}
             for name in names:
                 if values.get(name) not in (None, ""):
-                    return Allowance(self, str(values[name]))
+                    return Allowance(self, self._key(name, values[name]))
         raise UsageMistake(
             f"Budget(scope={self.scope!r}) needs {names[0]!r}, and this call has none: call with "
             f"config={{'configurable': {{{names[0]!r}: ...}}}}, or in its 'metadata'"
         )
 
+    def _key(self, name: str, value: object) -> str:
+        """What stands in the config, as ledgers keep it.
+
+        Raises:
+            UsageMistake: they cannot, or nobody would find it again.
+        """
+        key, kind = str(value), type(value)
+        if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+            what = f"is {key}: its address in memory, which names nobody the next time"
+        elif not storable(key):
+            what = f"is {key!r}: ledgers keep no NUL characters and no lone surrogates"
+        elif len(key.encode()) > _KEY_BYTES:
+            what = f"has {len(key.encode())} bytes, and ledgers find keys of up to {_KEY_BYTES}"
+        else:
+            return key
+        raise UsageMistake(f"Budget(scope={self.scope!r}): {name!r} {what}; give a short text")
+
     def window_of(self, now: float) -> str | None:
         """Name of the window in which `now` lies: its length and when it began."""
         if self.window is None:
             return None
-        local = datetime.fromtimestamp(now, _zone(self.timezone))
+        local = datetime.fromtimestamp(now, time_zone(self.timezone))
         return f"{self.window} {_begin(local, self.window).isoformat(timespec='minutes')}"
 
 
@@ -231,13 +250,21 @@ def budget_of(given: Budget | Allowance) -> Budget:
     return given.budget if isinstance(given, Allowance) else given
 
 
-@lru_cache
-def _zone(name: str) -> tzinfo:
+def time_zone(name: str, told: str = "Budget(timezone={!r})") -> ZoneInfo:
+    """The time zone of that name.
+
+    Args:
+        name: IANA's.
+        told: What an error calls it, with a place for the name.
+
+    Raises:
+        UsageMistake: there is none.
+    """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
         raise UsageMistake(
-            f"Budget(timezone={name!r}): no such IANA time zone here; 'UTC' or, for example, "
+            f"{told.format(name)}: no such IANA time zone here; 'UTC' or, for example, "
             f"'Europe/Berlin' (systems without time zones need the package tzdata)"
         ) from error
 

@@ -29,6 +29,7 @@ from langchain_relay.prices import (
     price_context,
     reported_cost,
     reported_nanousd,
+    reported_usage,
 )
 from langchain_relay.prices.table import provider_id
 
@@ -186,7 +187,7 @@ class ModelCallHandler(BaseCallbackHandler):
         return self._by_tokens(call, _context(metadata, tier))
 
     def _by_tokens(self, call: ModelCall, context: Mapping[str, str]) -> ModelCall:
-        if call.usage is None or call.usage.input_tokens == 0:  # not reported: no prompt is empty
+        if (usage := reported_usage(call.usage)) is None:
             return call
         where: Any = {"provider": call.provider, "base_url": call.base_url}
         names = (call.requested_model, call.model)
@@ -196,7 +197,7 @@ class ModelCallHandler(BaseCallbackHandler):
             price = self._book.find(names[0], reported=names[1], context=context, **where)
         if price is None:
             return call
-        return replace(call, cost_nanousd=price.cost_nanousd(call.usage), price_source=price.source)
+        return replace(call, cost_nanousd=price.cost_nanousd(usage), price_source=price.source)
 
 
 def _in_table(call: ModelCall) -> bool:

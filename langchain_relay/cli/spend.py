@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from langchain_relay.budget import time_zone
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.ledger import Account, Entry, Ledger
 from langchain_relay.errors import LedgerError, MissingExtra, UsageMistake
@@ -26,6 +26,8 @@ from langchain_relay.ledgers import SQLiteLedger, Total, ledger_from, totals
 from langchain_relay.report import usd
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from langchain_relay.ledgers.history import By
 
 Format = Literal["table", "csv", "json"]
@@ -64,12 +66,7 @@ class Question:
         Raises:
             UsageMistake: there is none of that name.
         """
-        try:
-            return ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise UsageMistake(
-                f"--timezone {self.timezone}: no such IANA time zone here"
-            ) from error
+        return time_zone(self.timezone, "--timezone {}")
 
     def ledger(self) -> Ledger:
         """The ledger that is asked; nothing is created.
@@ -293,9 +290,15 @@ def _latest(found: Sequence[Entry], zone: ZoneInfo) -> RenderableType:
         out.add_column(name, justify="right")
     for entry in reversed(found):
         whose = ", ".join(f"{a.scope}:{a.key}" if a.key else a.scope for a in entry.accounts)
-        at = datetime.fromtimestamp(entry.at, zone)
         state = f"{entry.state}, estimated" if entry.estimated else entry.state
         cost = usd(entry.amount.cost_nanousd)
         told = (entry.model, whose, state, str(entry.amount.tokens), cost)
-        out.add_row(f"{at:%H:%M:%S}", *map(Text, told))
+        out.add_row(_clock(entry.at, zone), *map(Text, told))
     return out
+
+
+def _clock(at: float, zone: ZoneInfo) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at, zone):%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # whoever reserved has no right clock
+        return "?"

@@ -23,7 +23,8 @@ from langchain_relay.engine.ledger import (
     Limit,
     Reservation,
 )
-from langchain_relay.engine.values import Attempt, BudgetWarning, Charge
+from langchain_relay.engine.values import Attempt, BudgetWarning, Charge, Usage
+from langchain_relay.prices import reported_nanousd, reported_usage
 
 __all__ = ["EXPIRY_MARGIN_S", "Books"]
 
@@ -147,7 +148,7 @@ class Books:
             return Booking("release", (reservation,), {"now": now})
         tokens = reservation.amount.tokens if charge.output_tokens is None else charge.output_tokens
         actual = Amount(charge.cost_nanousd or 0, tokens, 1)
-        unsure = charge.estimated or charge.cost_nanousd is None
+        unsure = charge.estimated or None in (charge.cost_nanousd, charge.output_tokens)
         return Booking("settle", (reservation, actual), {"now": now, "estimated": unsure})
 
     def warnings(self) -> Booked[list[BudgetWarning]]:
@@ -197,23 +198,17 @@ class Books:
         if not received.sent or (answered_by_error and not received.text):
             return replace(charge, cost_nanousd=0, released=True)
         worst = self._worst_nanousd
-        if last.finish is None or last.usage is None:
+        if last.finish is None:
             return replace(charge, cost_nanousd=worst, estimated=True)
-        usage = last.usage
-        cost = price.cost_nanousd(usage) if price else None
-        if (reported := _reported_nanousd(last.cost_usd)) is not None:
-            cost = reported
-            charge = replace(charge, price_source="provider")
-        return replace(
-            charge,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cached_input_tokens=usage.cached_input_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            cost_nanousd=cost,
-            overage_nanousd=max(0, (cost or 0) - worst) if worst is not None else 0,
-        )
+        usage, reported = reported_usage(last.usage), _reported_nanousd(last.cost_usd)
+        if reported is not None:
+            charge = replace(charge, cost_nanousd=reported, price_source="provider")
+        elif usage is None:
+            return replace(charge, cost_nanousd=worst, estimated=True)
+        elif price is not None:
+            charge = replace(charge, cost_nanousd=price.cost_nanousd(usage))
+        over = 0 if worst is None else max(0, (charge.cost_nanousd or 0) - worst)
+        return _counted(replace(charge, overage_nanousd=over), usage)
 
 
 def _worst_nanousd(member: Member, attempt: Attempt) -> int | None:
@@ -230,10 +225,22 @@ def _worst_nanousd(member: Member, attempt: Attempt) -> int | None:
     return worst * (member.delegate.worst_attempts or 1)
 
 
+def _counted(charge: Charge, usage: Usage | None) -> Charge:
+    """With what the provider counted."""
+    if usage is None:
+        return charge
+    return replace(
+        charge,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+    )
+
+
 def _reported_nanousd(cost_usd: str | None) -> int | None:
     """The provider's own figure, if it gave one that makes sense."""
-    from langchain_relay.prices import reported_nanousd
-
     if cost_usd is None:
         return None
     try:

@@ -6,7 +6,6 @@ Knows names of metadata keys, no vendor SDK.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -14,6 +13,7 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
 from langchain_relay.delegates.continuation import Repeated
+from langchain_relay.engine.money import dollars
 from langchain_relay.engine.values import Delta, Usage
 from langchain_relay.errors import DelegateTruncated
 from langchain_relay.prices.reported import reported_cost
@@ -78,14 +78,11 @@ def normal_finish(reason: Any) -> str | None:
 
 
 def cost_usd(value: Any) -> str | None:
-    """A cost the provider reports, as a decimal string; `None` unless a finite number from 0 up."""
-    if value is None or isinstance(value, bool):
-        return None
+    """A cost the provider reports, as a decimal string; `None` if that is no amount of money."""
     try:
-        cost = Decimal(str(value))
-    except InvalidOperation:
+        return None if value is None else f"{dollars(value):f}"
+    except ValueError:
         return None
-    return f"{cost:f}" if cost.is_finite() and cost >= 0 else None
 
 
 def usage_from_metadata(metadata: UsageMetadata) -> Usage:

@@ -23,6 +23,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.values import Attempt, Charge, Delegate, Delta, Usage
+from langchain_relay.prices import reported_usage
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.asks import Received
@@ -176,6 +177,7 @@ def result(received: Received, model: str) -> LLMResult:
     """What the child run ends with; usage only where it was reported with a finish reason."""
     last = received.last
     charge = received.charge
+    usage = reported_usage(last.usage) if last.finish else None
     message = AIMessage(
         received.text,
         response_metadata={
@@ -183,7 +185,7 @@ def result(received: Received, model: str) -> LLMResult:
             "model_name": last.model or model,
             **({CHARGE_KEY: _charged(charge)} if charge else {}),
         },
-        usage_metadata=_usage_metadata(last.usage) if last.usage and last.finish else None,
+        usage_metadata=_usage_metadata(usage) if usage else None,
     )
     return LLMResult(generations=[[ChatGeneration(message=message)]])
 

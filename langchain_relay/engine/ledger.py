@@ -155,6 +155,23 @@ def require_countable(amount: Amount) -> None:
         raise UsageMistake(f"{amount} has a negative part; reserve 0 or more, and settle corrects")
 
 
+def storable(text: str) -> bool:
+    """Whether every store keeps it: no NUL character, no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def countable(amount: Amount) -> Amount:
+    """What counters hold: nothing negative, which would give money back, nor above `MOST`."""
+    parts = (amount.cost_nanousd, amount.tokens, amount.calls)
+    if min(parts) >= 0 and max(parts) <= MOST:
+        return amount
+    return Amount(*(min(max(part, 0), MOST) for part in parts))
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """A worst case that is set aside until it is settled, released or expires.
@@ -390,7 +407,7 @@ class MemoryLedger:
         """See `Ledger.settle`."""
         del now  # an attempt that is settled late comes to the same, expired meanwhile or not
         with self._lock:
-            self._finish(reservation, ("settled", actual, estimated))
+            self._finish(reservation, ("settled", countable(actual), estimated))
         return True
 
     def release(self, reservation: Reservation, *, now: float) -> bool:

@@ -55,12 +55,19 @@ def totals(
     """
     found: dict[tuple[str, ...], Total] = {}
     for entry in entries:
-        day = datetime.fromtimestamp(entry.at, tz=zone).date().isoformat()
+        day = _day(entry.at, zone) if "day" in by else ""
         accounts = [account for account in entry.accounts or (NOBODY,) if not account.internal]
         groups = (_group(entry, account, day, by) for account in accounts)
         for group in dict.fromkeys(groups):
             found[group] = found.get(group, Total()).with_entry(entry)
     return dict(sorted(found.items()))
+
+
+def _day(at: float, zone: tzinfo) -> str:
+    try:
+        return datetime.fromtimestamp(at, tz=zone).date().isoformat()
+    except (ValueError, OverflowError, OSError):  # whoever reserved has no right clock
+        return "beyond the calendar"
 
 
 def _group(entry: Entry, account: Account, day: str, by: Sequence[By]) -> tuple[str, ...]:

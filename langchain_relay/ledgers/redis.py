@@ -257,7 +257,7 @@ class RedisLedger(StoreLedger):
         timeout_s: How long to wait for the server, for a connection and for an answer.
 
     Raises:
-        UsageMistake: the URL is none of Redis, or the prefix has braces.
+        UsageMistake: the URL is none of Redis, the prefix has braces, or there are no days.
     """
 
     lost = (redis.RedisError, OSError)
@@ -274,6 +274,8 @@ class RedisLedger(StoreLedger):
         super().__init__(f"{parts.scheme}://{parts.hostname or parts.path}")  # without password
         if "{" in prefix or "}" in prefix or not prefix:
             raise UsageMistake(f"the prefix {prefix!r} must have a letter and no braces")
+        if int(history_days) != history_days or history_days < 1:
+            raise UsageMistake(f"history_days={history_days!r}: whole days, 1 or more")
         self._base = f"{{{prefix}}}"
         self._history_s = history_days * DAY_S
         self._client = _client(url, timeout_s)

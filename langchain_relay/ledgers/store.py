@@ -23,15 +23,16 @@ from typing import ClassVar, Literal, Self
 from weakref import WeakSet
 
 from langchain_relay.engine.ledger import (
-    MOST,
     Account,
     Amount,
     Entry,
     Limit,
     Reservation,
     admit,
+    countable,
     distinct_accounts,
     require_countable,
+    storable,
 )
 from langchain_relay.errors import LedgerError, UsageMistake
 
@@ -86,7 +87,7 @@ class StoreLedger(ABC):
         require_countable(amount)
         accounts = distinct_accounts(limits)
         _require_storable(key, model, accounts)
-        asked = Reservation(key, accounts, _bounded(amount), expires_at, model, now)
+        asked = Reservation(key, accounts, countable(amount), expires_at, model, now)
         if asked.amount != amount:  # no counter holds it
             admit(limits, [Amount()] * len(limits), amount)
         with self._reaching():
@@ -99,7 +100,7 @@ class StoreLedger(ABC):
         """See `Ledger.settle`."""
         # What no store can keep would wait for ever, and everything else behind it.
         _require_storable(reservation.key, reservation.model, reservation.accounts)
-        return self._end(Outcome(reservation, "settled", _bounded(actual), now, estimated))
+        return self._end(Outcome(reservation, "settled", countable(actual), now, estimated))
 
     def release(self, reservation: Reservation, *, now: float) -> bool:
         """See `Ledger.release`."""
@@ -130,7 +131,7 @@ class StoreLedger(ABC):
         The ledger can be used again afterwards: it connects anew.
         """
         if self._waiting:
-            with contextlib.suppress(LedgerError), self._reaching():
+            with contextlib.suppress(LedgerError, UsageMistake), self._reaching():
                 self._flush()
         self._disconnect()
 
@@ -253,7 +254,7 @@ class StoreLedger(ABC):
             with self._reaching():
                 self._finish(outcome)
                 self._flush()
-        except LedgerError as error:
+        except (LedgerError, UsageMistake) as error:  # of another schema by now, for example
             self._waiting.append(outcome)  # a second time is a no-op, if it was booked after all
             LOG.warning("kept until the store is back (%d wait): %s", len(self._waiting), error)
             return False
@@ -302,15 +303,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_begin_anew_in_the_child)
 
 
-def _bounded(amount: Amount) -> Amount:
-    """What the counters of a store hold: nothing negative, nothing above `MOST`."""
-    return Amount(
-        min(max(amount.cost_nanousd, 0), MOST),
-        min(max(amount.tokens, 0), MOST),
-        min(max(amount.calls, 0), MOST),
-    )
-
-
 def _require_storable(key: str, model: str, accounts: tuple[Account, ...]) -> None:
     """Refuse text that some store cannot keep before anything depends on it.
 
@@ -320,19 +312,11 @@ def _require_storable(key: str, model: str, accounts: tuple[Account, ...]) -> No
     names = [name for account in accounts for name in (account.scope, account.key)]
     windows = [account.window for account in accounts if account.window is not None]
     text = "".join([key, model, *names, *windows])
-    if "\0" in text or not _encodes(text):
+    if not storable(text):
         raise UsageMistake(
             f"a ledger cannot keep {text!r}: keys, scopes and model names are text without NUL "
             "characters and lone surrogates"
         )
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _closed(found: Iterator[Entry]) -> None:

@@ -27,9 +27,9 @@ from langchain_relay.engine.ledger import Ledger
 from langchain_relay.errors import LedgerError, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
-from langchain_relay.middleware.accounts import Accounts, warn
+from langchain_relay.middleware.accounts import Accounts, thread_place, warn
 from langchain_relay.middleware.events import RelayTransformer
-from langchain_relay.middleware.limits import limits_of, of_an_agent
+from langchain_relay.middleware.limits import grant_of, limits_of, of_an_agent
 from langchain_relay.middleware.over import Over, asked, refusal
 from langchain_relay.middleware.relays import bound_to, relay_in
 from langchain_relay.middleware.state import (
@@ -72,9 +72,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
     an agent in a tool counts for the run and the thread that called it.
 
     With `ask` the graph is interrupted, so it needs a checkpointer. Resume it with
-    `Command(resume="continue")` (the same budget again), `"local"` (nothing more is delegated in
-    this run) or `"end"`. A budget that refuses while the last answer is being written asks after
-    it; if more is granted, that answer is written again.
+    `Command(resume="continue")` (the budget that was asked about, once more), `"local"` (nothing
+    more is delegated in this run) or `"end"`. A budget that refuses while the last answer is being
+    written asks after it; if more is granted, that answer is written again.
 
     Args:
         run: Limits of one run of the agent, from its input to its output.
@@ -105,6 +105,11 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             raise UsageMistake(
                 f"exit_behavior={exit_behavior!r}: one of {', '.join(get_args(ExitBehavior))}"
             )
+        if ledger == "memory":
+            raise UsageMistake(
+                "ledger='memory' is another ledger for whoever says it; give the model and "
+                "RelayBudgetMiddleware one MemoryLedger()"
+            )
         self._budgets: dict[str, Budget] = {}
         for scope, budget in ((RUN, run), (THREAD, thread)):
             if budget is not None:
@@ -117,10 +122,20 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
     # --- a run begins ---------------------------------------------------------------------------
 
     def before_agent(self, state: RelayBudgetState, runtime: Runtime[Any]) -> dict[str, Any]:  # noqa: ARG002 - LangChain's signature
-        """Begin the count of a run."""
+        """Begin the count of a run.
+
+        Raises:
+            UsageMistake: there is a budget for the thread, and no thread that keeps its count.
+        """
+        if self._ledger is None and THREAD in self._budgets and not thread_place():
+            raise UsageMistake(
+                "RelayBudgetMiddleware(thread=...) needs 'thread_id', and this call has none: call "
+                "with config={'configurable': {'thread_id': ...}}, an agent that has a checkpointer"
+            )
+        caller = None if self._ledger is None else _RUN_ID.get()  # nobody else can be counted
         return {
             "relay_run": {},
-            "relay_run_id": _RUN_ID.get() or uuid4().hex,
+            "relay_run_id": caller or uuid4().hex,
             "relay_refused": None,
             "relay_choice": None,
         }
@@ -185,7 +200,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
             raise over.error()
         if self._exit_behavior == "end" or (choice := asked(over)) == "end":
             return {"jump_to": "end", "messages": [AIMessage(f"The budget is used up: {over}.")]}
-        return self._chosen(state, choice)
+        return self._chosen(state, choice, over)
 
     def _over(self, state: RelayBudgetState, spent: Mapping[str, Any]) -> Iterator[Over]:
         """The limits of which nothing is left."""
@@ -195,17 +210,16 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
                 left = limit - used.get(unit, 0)
                 if left <= 0:
                     name = "usd" if unit == "cost_nanousd" else unit
-                    yield Over(scope, name, 1, 0, limit)
+                    yield Over(scope, name, 1, 0, limit, budget.window_of(time.time()))
 
-    def _chosen(self, state: RelayBudgetState, choice: Choice) -> dict[str, Any]:
-        """`continue` grants every budget once more; `local` asks no more in this run."""
+    def _chosen(self, state: RelayBudgetState, choice: Choice, over: Over) -> dict[str, Any]:
+        """`continue` grants what was asked for once more; `local` asks no more in this run."""
         if choice == "local":
             return {"relay_choice": choice, "relay_refused": None}
-        granted = {
-            CHANNELS[scope]: plus(counted_in(state, scope), {"granted": 1})
-            for scope in self._budgets
-        }
-        return {**granted, "relay_refused": None}
+        if (budget := self._budgets.get(over.scope)) is None:  # it was there when it refused
+            return {"relay_refused": None}
+        granted = plus(counted_in(state, over.scope), {grant_of(budget): 1})
+        return {CHANNELS[over.scope]: granted, "relay_refused": None}
 
     # --- a model call ---------------------------------------------------------------------------
 
@@ -236,7 +250,7 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         return self._noted(request, response, booked)
 
     def _limited(self, request: ModelRequest[Any], model: RelayChatModel) -> ModelRequest[Any]:
-        if self._given is not None and model.ledger != self._given:
+        if self._given is not None and not _same(model.ledger, self._given):
             raise UsageMistake(
                 "RelayBudgetMiddleware(ledger=...) and the agent's model keep different ledgers; "
                 "give both the same: RelayChatModel(ledger=ledger, ...)"
@@ -297,9 +311,9 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         if choice == "end":
             return {"jump_to": "end", "relay_refused": None}
         if choice == "local":
-            return self._chosen(state, choice)
+            return self._chosen(state, choice, over)
         again = {"jump_to": "model", "messages": [RemoveMessage(id=str(last.id))]}
-        return {**self._chosen(state, choice), **again}
+        return {**self._chosen(state, choice, over), **again}
 
     @hook_config(can_jump_to=["model", "end"])
     async def aafter_model(
@@ -316,6 +330,8 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]],
     ) -> ToolMessage | Command[Any]:
         """Let an agent in the tool count for this run."""
+        if self._ledger is None:
+            return handler(request)
         token = _RUN_ID.set(request.state.get("relay_run_id"))
         try:
             return handler(request)
@@ -328,8 +344,17 @@ class RelayBudgetMiddleware(AgentMiddleware[RelayBudgetState, Any, Any]):
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
         """Async twin of `wrap_tool_call`."""
+        if self._ledger is None:
+            return await handler(request)
         token = _RUN_ID.set(request.state.get("relay_run_id"))
         try:
             return await handler(request)
         finally:
             _RUN_ID.reset(token)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two ledgers are one; a path may be given as text."""
+    if isinstance(one, str | Path) and isinstance(other, str | Path):
+        return str(one) == str(other)
+    return one == other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from decimal import Decimal
 
@@ -15,9 +16,11 @@ def of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:
     """The budget under the agent's own scope.
 
     Raises:
-        UsageMistake: it limits what only an answer or only a ledger can count.
+        UsageMistake: it is none, or limits what only an answer or only a ledger can count.
     """
     name = "run" if scope == RUN else "thread"
+    if not isinstance(budget, Budget):
+        raise UsageMistake(f"{name}={budget!r}: pass one Budget, such as Budget(usd='0.50')")
     if budget.share is not None:
         raise UsageMistake(
             f"{name}=Budget(share=...): a share is a matter of one answer; give it to the model"
@@ -34,11 +37,17 @@ def of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:
 
 def limits_of(budget: Budget, counted: Spending) -> Spending:
     """The limits there are, with what was granted on top."""
-    times = 1 + counted.get("granted", 0)
+    times = 1 + counted.get(grant_of(budget), 0)
     limits = (budget.limit_nanousd, budget.tokens, budget.calls)
     return {
         unit: limit * times for unit, limit in zip(UNITS, limits, strict=True) if limit is not None
     }
+
+
+def grant_of(budget: Budget) -> str:
+    """How often more was granted: in this window, if there is one, and not in the next."""
+    window = budget.window_of(time.time())
+    return "granted" if window is None else f"granted in the {window}"
 
 
 def limited_to(budget: Budget, limits: Spending) -> Budget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from langgraph.types import interrupt
@@ -22,9 +22,12 @@ class Over:
     needed: int
     left: int
     limit: int
+    window: str | None
 
     def __str__(self) -> str:
         whose = "this thread" if self.scope == THREAD else "this run"
+        if self.window is not None:
+            whose += f" in the {self.window}"
         limit, left = amount_text(self.limit, self.unit), amount_text(self.left, self.unit)
         return f"of {limit} for {whose} there is left: {left}"
 
@@ -35,6 +38,7 @@ class Over:
             left=self.left,
             limit=self.limit,
             scope=self.scope,
+            window=self.window,
         )
 
 
@@ -43,7 +47,7 @@ def refusal(state: Mapping[str, Any]) -> Over | None:
     event = state.get("relay_refused")
     if not event:
         return None
-    return Over(*(event[name] for name in ("scope", "unit", "needed", "left", "limit")))
+    return Over(**{part.name: event[part.name] for part in fields(Over)})
 
 
 def asked(over: Over) -> Choice:
@@ -59,6 +63,7 @@ def asked(over: Over) -> Choice:
             "unit": over.unit,
             "left": over.left,
             "limit": over.limit,
+            "window": over.window,
             "question": f"The budget is used up: {over}. Go on with as much again?",
             "choices": list(get_args(Choice)),
         }

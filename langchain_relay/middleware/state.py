@@ -21,7 +21,7 @@ UNITS = ("cost_nanousd", "tokens", "calls")
 Choice = Literal["continue", "local", "end"]
 
 Spending = dict[str, int]
-"""What was spent, by unit, and how often more was granted: `granted`."""
+"""What was spent, by unit, and how often more was granted (see `limits.grant_of`)."""
 
 
 class RelayBudgetState(AgentState[Any]):

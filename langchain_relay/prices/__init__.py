@@ -12,7 +12,12 @@ from langchain_relay.prices.book import (
 )
 from langchain_relay.prices.local import LocalPrice, UsdPerHour
 from langchain_relay.prices.price import Price
-from langchain_relay.prices.reported import reported_cost, reported_nanousd, with_age
+from langchain_relay.prices.reported import (
+    reported_cost,
+    reported_nanousd,
+    reported_usage,
+    with_age,
+)
 from langchain_relay.prices.user import UsdPerMillion, UserPrice, UserPrices
 
 __all__ = [
@@ -28,5 +33,6 @@ __all__ = [
     "price_context",
     "reported_cost",
     "reported_nanousd",
+    "reported_usage",
     "with_age",
 ]

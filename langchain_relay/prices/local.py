@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
+from langchain_relay.engine.money import dollars
 from langchain_relay.errors import UsageMistake
 from langchain_relay.prices.price import nanousd
 
@@ -29,18 +30,13 @@ class LocalPrice:
 
     def __post_init__(self) -> None:
         try:
-            usd = Decimal(str(self.usd_per_hour))
-        except InvalidOperation as error:
-            raise self._mistake() from error
-        if isinstance(self.usd_per_hour, bool) or not usd.is_finite() or usd < 0:
-            raise self._mistake()
+            dollars(self.usd_per_hour)
+        except ValueError as error:
+            raise UsageMistake(
+                f"local_usd_per_hour={self.usd_per_hour!r}: that {error}; give US dollars for an "
+                f"hour of local work, such as '0.45', or None for free"
+            ) from error
 
     def cost_nanousd(self, work_ms: int) -> int:
         """Nano-dollars for milliseconds of local work, rounded up."""
-        return nanousd(Decimal(str(self.usd_per_hour)) * work_ms / _MS_PER_HOUR)
-
-    def _mistake(self) -> UsageMistake:
-        return UsageMistake(
-            f"local_usd_per_hour={self.usd_per_hour!r}: give US dollars for an hour of local "
-            f"work, such as '0.45', or None for free"
-        )
+        return nanousd(dollars(self.usd_per_hour) * work_ms / _MS_PER_HOUR)

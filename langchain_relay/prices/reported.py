@@ -1,13 +1,15 @@
-"""Costs that providers report themselves, and how old a price is."""
+"""What providers report themselves, as far as it can be, and how old a price is."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from datetime import date
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from langchain_relay.engine.money import dollars
+from langchain_relay.engine.values import Usage
 from langchain_relay.prices.price import nanousd
 
 _AS_OF = re.compile(r"as of (\d{4}-\d{2}-\d{2})$")
@@ -17,15 +19,12 @@ def reported_nanousd(cost_usd: str) -> int:
     """Nano-dollars of a cost that a provider itself reports, rounded up.
 
     Raises:
-        ValueError: not a finite number from 0 up.
+        ValueError: no amount of money.
     """
     try:
-        cost = Decimal(cost_usd)
-    except InvalidOperation as e:
-        raise ValueError(f"a provider reported the cost {cost_usd!r}, which is no number") from e
-    if not cost.is_finite() or cost < 0:
-        raise ValueError(f"a provider reported the cost {cost_usd!r} US dollars")
-    return nanousd(cost)
+        return nanousd(dollars(cost_usd))
+    except ValueError as error:
+        raise ValueError(f"a provider reported the cost {cost_usd!r}, which {error}") from error
 
 
 def reported_cost(metadata: Mapping[str, Any]) -> Any:
@@ -38,6 +37,21 @@ def reported_cost(metadata: Mapping[str, Any]) -> Any:
     within = usage.get("cost") if isinstance(usage, Mapping) else None
     found = (metadata.get("cost"), metadata.get("response_cost"), within)
     return next((cost for cost in found if cost is not None), None)
+
+
+def reported_usage(usage: Usage | None) -> Usage | None:
+    """What a provider counted; `None` if it counted nothing: no prompt is empty.
+
+    Counts below 0 would give money back: of the whole input or output they are none, of a part
+    they are left out.
+    """
+    if usage is None or usage.input_tokens <= 0 or usage.output_tokens < 0:
+        return None
+    below: dict[str, Any] = {name: None for name in _PARTS if (getattr(usage, name) or 0) < 0}
+    return replace(usage, **below) if below else usage
+
+
+_PARTS = tuple(part.name for part in fields(Usage))[2:]
 
 
 def with_age(source: str, today: date) -> str:

@@ -10,10 +10,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from langchain_relay.engine.money import dollars
 from langchain_relay.engine.values import Usage
 from langchain_relay.errors import UsageMistake
 from langchain_relay.prices.price import nanousd
@@ -193,14 +194,10 @@ def _day(model: str, given: Any, as_of: Any) -> date | None:
 
 
 def _usd(model: str, given: Any, name: str, value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
-        raise _bad_price(model, given, f"contains {value!r}, which is no number")
     try:
-        usd = Decimal(str(value))
-    except InvalidOperation as e:
-        raise _bad_price(model, given, f"contains {value!r}, which is no number") from e
-    if not usd.is_finite() or usd < 0:
-        raise _bad_price(model, given, f"contains {value!r}")
+        usd = dollars(value)
+    except ValueError as error:
+        raise _bad_price(model, given, f"contains {value!r}, which {error}") from error
     if doubt := _wrong_unit(name, usd):
         raise _bad_price(model, given, doubt)
     return usd

@@ -106,6 +106,20 @@ def test_a_missing_key_is_named(scope: str, config: dict[str, Any], named: str) 
 
 
 @pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (object(), "address in memory"),
+        ("a\0b", "NUL"),
+        ("\ud800", "surrogates"),
+        ("é" * 501, "1002 bytes"),
+    ],
+)
+def test_a_key_that_nobody_finds_again_is_refused(key: object, said: str) -> None:
+    with pytest.raises(errors.UsageMistake, match=f"scope='user'.*'user_id'.*{said}"):
+        Budget(calls=1, scope="user").allowance("the run", {"configurable": {"user_id": key}})
+
+
+@pytest.mark.parametrize(
     "mistake",
     [
         {"window": "fortnight", "scope": "global"},
@@ -113,6 +127,13 @@ def test_a_missing_key_is_named(scope: str, config: dict[str, Any], named: str) 
         {"timezone": "Mars/Olympus"},
         {"timezone": ""},
         {"timezone": None},
+        {"timezone": ["UTC"]},
+        {"timezone": "Europe"},  # a folder of the time zones
+        {"usd": "1e9999999999"},
+        {"usd": "1e-9999999999"},
+        {"usd": "-1"},
+        {"usd": "Infinity"},
+        {"usd": True},
         {"scope": ""},
         {"scope": "_warned"},
         {"scope": None},

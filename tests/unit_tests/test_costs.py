@@ -162,6 +162,8 @@ def test_the_users_price_wins_over_the_table_and_not_over_the_provider():
         {"provider": "groq"},  # does not have it
         {"usage": None},
         {"usage": {"input_tokens": 0, "output_tokens": 10}},  # left out, as no prompt is empty
+        {"usage": {"input_tokens": -5, "output_tokens": 10}},
+        {"usage": {"input_tokens": 5, "output_tokens": -10}},
     ],
 )
 def test_what_nobody_knows_is_not_free(fields: dict[str, Any]):

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     0: ["engine", "engine.errors", "engine.values"],
     1: [
-        *(f"engine.{name}" for name in ("calls", "events", "ledger", "policy", "screen", "seams")),
-        *(f"engine.{name}" for name in ("tokens", "transcript")),
+        *(f"engine.{name}" for name in ("calls", "events", "ledger", "money", "policy", "screen")),
+        *(f"engine.{name}" for name in ("seams", "tokens", "transcript")),
         *("errors", "offline"),
     ],
     2: ["engine.loop", "budget", "ledgers", "local", "policies", "prices", "schema", "testing"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,6 +208,45 @@ def test_an_answer_that_was_refused_something_is_written_again_if_more_is_grante
     assert setting.requests == 1
 
 
+def test_what_is_granted_is_what_was_asked_for() -> None:
+    setting = Setting(
+        times=2, run=Budget(calls=1), thread=usd(COST_NANOUSD + WORST_NANOUSD), exit_behavior="ask"
+    )
+    setting.run()
+    setting.run(Command(resume="continue"))  # one more call in this run
+    assert setting.requests == 2
+    (question,) = setting.run("And?")["__interrupt__"]  # the thread has as much as before
+    assert (question.value["scope"], question.value["unit"]) == ("thread", "usd")
+    assert question.value["limit"] == COST_NANOUSD + WORST_NANOUSD
+    assert setting.requests == 2
+
+
+@both
+def test_what_is_granted_ends_with_its_window(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = "Monday"
+    monkeypatch.setattr(Budget, "window_of", lambda self, now: day)
+    daily = Budget(calls=1, scope="thread", window="day")
+    setting = Setting(times=2, thread=daily, ledger=MemoryLedger(), exit_behavior="ask")
+    setting.run(asynchronous=asynchronous)
+    setting.run(Command(resume="continue"), asynchronous=asynchronous)
+    assert setting.requests == 2
+    day = "Tuesday"
+    (question,) = setting.run(asynchronous=asynchronous)["__interrupt__"]
+    assert setting.requests == 3
+    assert question.value["window"] == "Tuesday"
+
+
+@pytest.mark.parametrize("limit", [{"calls": 1}, {"usd": Decimal(WORST_NANOUSD) / 10**9}])
+def test_error_names_the_window(limit: dict[str, Any]) -> None:
+    daily = Budget(scope="thread", window="day", **limit)
+    setting = Setting(times=2, thread=daily, ledger=MemoryLedger(), exit_behavior="error")
+    with pytest.raises(BudgetExceeded, match="in the day") as caught:
+        setting.run()
+    assert str(caught.value.window).startswith("day ")
+
+
 def test_a_resume_that_is_no_choice_is_refused() -> None:
     setting = Setting(times=2, run=Budget(calls=1), exit_behavior="ask")
     setting.run()
@@ -298,6 +338,35 @@ def test_agents_in_parallel_tools_count_for_the_run_that_called_them(asynchronou
     assert inner.requests == 2
 
 
+def test_without_a_ledger_each_run_of_an_agent_in_a_tool_has_its_own_count() -> None:
+    inner = Setting(run=Budget(calls=1))
+    alone = RelayBudgetMiddleware(run=Budget(calls=1))
+
+    @tool
+    def ask() -> str:
+        """Ask the inner agent."""
+        agent: Any = create_agent(inner.model, [], middleware=[alone])
+        return texts(agent.invoke({"messages": [HumanMessage("Why?")]}))[-1]
+
+    outer: Any = create_agent(
+        Caller(messages=iter([calls("ask"), calls("ask"), AIMessage("Done")])),
+        [ask],
+        middleware=[alone],
+    )
+    out = outer.invoke({"messages": [("user", "Go")]})
+    assert [m.text for m in out["messages"] if m.type == "tool"] == ["It is blue so."] * 2
+
+
+def test_a_thread_that_nobody_names_has_no_budget() -> None:
+    setting = Setting(thread=Budget(calls=1))
+    agent: Any = create_agent(
+        setting.model, [], middleware=[RelayBudgetMiddleware(thread=Budget(calls=1))]
+    )
+    with pytest.raises(errors.UsageMistake, match="needs 'thread_id'"):
+        agent.invoke({"messages": [("user", "Why?")]})
+    assert setting.requests == 0
+
+
 def test_a_shared_ledger_counts_threads_of_all_agents() -> None:
     shared = MemoryLedger()
     one = Setting(thread=Budget(calls=1), ledger=shared)
@@ -305,6 +374,14 @@ def test_a_shared_ledger_counts_threads_of_all_agents() -> None:
     one.run()
     assert texts(other.run()) == ["It is so."]
     assert shared.spent(Account("thread", "1"), now=0.0).calls == 1
+
+
+def test_a_path_and_its_text_are_one_ledger(tmp_path: Path) -> None:
+    setting = Setting(run=Budget(calls=1), ledger=tmp_path / "spent.db")
+    middleware = RelayBudgetMiddleware(run=Budget(calls=1), ledger=str(tmp_path / "spent.db"))
+    agent: Any = create_agent(setting.model, [], middleware=[Again(2), middleware])
+    state = agent.invoke({"messages": [("user", "Why?")]})
+    assert texts(state) == ["It is blue so.", "It is so."]
 
 
 def test_different_ledgers_are_refused() -> None:
@@ -360,6 +437,9 @@ async def test_events_come_on_a_channel_of_their_own_async() -> None:
         ({}, "limits nothing"),
         ({"run": Budget(calls=1), "exit_behavior": "stop"}, "local, end, error, ask"),
         ({"run": Budget(share=0.5)}, "share"),
+        ({"run": [Budget(calls=1)]}, "run=.*pass one Budget"),
+        ({"thread": 0}, "thread=0: pass one Budget"),
+        ({"run": Budget(calls=1), "ledger": "memory"}, r"one MemoryLedger\(\)"),
         ({"thread": Budget(calls=1, scope="user")}, "scope='user'"),
         ({"thread": Budget(calls=1, scope="thread", window="day")}, "needs a ledger"),
     ],

@@ -178,6 +178,13 @@ def test_a_table_that_says_too_little_or_too_much_is_refused(table: Any, what: s
         PriceBook({"my-model": table})
 
 
+@pytest.mark.parametrize("usd", ["1e9999999999", "1e-9999999999", 1e308])
+def test_a_price_that_is_no_amount_of_money_is_refused_in_few_words(usd: Any):
+    with pytest.raises(UsageMistake, match="no amount of money") as refused:
+        PriceBook({"my-model": (usd, 1)})
+    assert len(str(refused.value)) < 500
+
+
 USD = st.decimals("0.001", "2000", places=6)
 COUNT = st.integers(0, 10**9)
 
@@ -314,7 +321,7 @@ def test_local_work_is_priced_by_the_hour_and_rounded_up():
     assert LocalPrice(0).cost_nanousd(10**9) == 0
 
 
-@pytest.mark.parametrize("usd", [-1, "x", float("nan"), True, None])
+@pytest.mark.parametrize("usd", [-1, "x", float("nan"), True, None, "1e9999999999"])
 def test_a_local_price_that_is_none_is_refused(usd: Any):
     with pytest.raises(UsageMistake, match="local_usd_per_hour"):
         LocalPrice(usd)
@@ -463,7 +470,7 @@ def test_a_reported_cost_is_rounded_up_to_nanodollars():
     assert reported_nanousd("0") == 0
 
 
-@pytest.mark.parametrize("cost", ["-1", "NaN", "Infinity", "free", ""])
+@pytest.mark.parametrize("cost", ["-1", "NaN", "Infinity", "free", "", "1e9999999999"])
 def test_a_reported_cost_that_is_none_is_an_error(cost: str):
     with pytest.raises(ValueError, match="reported the cost"):
         reported_nanousd(cost)

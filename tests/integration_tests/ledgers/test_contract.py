@@ -314,6 +314,11 @@ def test_nobody_reserves_less_than_nothing(ledger, amount):
         reserve(ledger, amount, "a")
 
 
+def test_a_settlement_gives_no_money_back(ledger):
+    ledger.settle(reserve(ledger, Amount(5, 1, 1), "a"), Amount(-50, -1, -1), now=1)
+    assert ledger.booked(ALL, now=1) == ledger.spent(ALL, now=1) == Amount()
+
+
 async def test_the_async_twins_do_the_same(ledger):
     made = await ledger.areserve([Limit(RUN)], Amount(5, 1, 1), key="a", now=0, expires_at=9)
     assert made == ledger.reserve([Limit(RUN)], Amount(9), key="a", now=0, expires_at=9)

@@ -134,6 +134,7 @@ def test_a_ledger_that_is_not_there(
         (["--since", "yesterday"], "'yesterday'"),
         (["--until", "9999-12-31"], "beyond the calendar"),
         (["--timezone", "Mars/X"], "Mars/X"),
+        (["--timezone", "Europe"], "no such IANA time zone"),  # a folder of the time zones
     ],
 )
 def test_a_mistake_is_named(ledger: Path, arguments: list[str], said: str) -> None:
@@ -176,6 +177,20 @@ def test_names_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
         shown.print(spend_module._frame(spend_module.Question(str(where), by=("key",)), kept))
     assert f"user:{name}" in spend(where, "--by", "key", "--plot", tmp_path / "spent.png")
     assert frame.getvalue().count(f"user:{name}") == 2  # a total, and the latest
+
+
+def test_a_time_beyond_the_calendar_stops_no_view(tmp_path: Path) -> None:
+    """Milliseconds where seconds belong, for example."""
+    where = tmp_path / "spending.db"
+    with SQLiteLedger(where) as kept:
+        made = Reservation("k", (Account("user", "ada"),), Amount(), 1e18, "m", 1e18)
+        kept.settle(made, Amount(7, 1, 1), now=DAY)
+        frame = io.StringIO()
+        Console(file=frame, width=200).print(
+            spend_module._frame(spend_module.Question(str(where)), kept)
+        )
+    assert "user:ada" in frame.getvalue()
+    assert "beyond the calendar" in spend(where)
 
 
 def test_the_help_teaches() -> None:

@@ -327,6 +327,33 @@ def test_a_cost_the_provider_reports_is_the_truth() -> None:
     assert (charge.cost_nanousd, charge.price_source) == (100, "provider")
 
 
+def test_a_cost_that_comes_without_counts_is_booked_and_may_pass_the_limit() -> None:
+    result = carry_out(Tape([[*text("x"), Delta(finish="stop", cost_usd="0.5")]]))
+    (charge,) = result.end.charges
+    assert (charge.cost_nanousd, charge.price_source) == (500_000_000, "provider")
+    assert (charge.estimated, charge.overage_nanousd) == (False, 500_000_000 - WORST_8)
+    assert result.spent == Amount(500_000_000, 8, 1)  # its tokens are unknown
+
+
+@pytest.mark.parametrize(
+    "counts", [Usage(0, 0), Usage(0, 2), Usage(-10, 2), Usage(10, -2), Usage(10, -(10**9))]
+)
+def test_counts_that_cannot_be_are_none(counts: Usage) -> None:
+    result = carry_out(Tape([[*text("x"), Delta(finish="stop", usage=counts)]]))
+    (charge,) = result.end.charges
+    assert (charge.cost_nanousd, charge.estimated) == (WORST_8, True)
+    assert (charge.input_tokens, charge.output_tokens) == (None, None)
+    assert result.spent == Amount(WORST_8, 8, 1)
+
+
+def test_parts_of_the_counts_that_cannot_be_are_left_out() -> None:
+    counts = Usage(10, 2, cached_input_tokens=-4, reasoning_tokens=-1)
+    result = carry_out(Tape([[*text("x"), Delta(finish="stop", usage=counts)]]))
+    (charge,) = result.end.charges
+    assert (charge.cost_nanousd, charge.output_tokens) == (10 * 1000 + 2 * 2000, 2)
+    assert (charge.cached_input_tokens, charge.reasoning_tokens) == (None, None)
+
+
 def test_without_a_price_the_cost_is_unknown() -> None:
     result = carry_out(Tape([[*text("x"), done()]]), price=None)
     assert result.end.charges[0].cost_nanousd is None

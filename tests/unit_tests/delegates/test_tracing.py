@@ -105,6 +105,12 @@ def test_a_worst_case_is_told_where_no_usage_came():
     assert (costs.cost_nanousd, costs.total.estimated, costs.unpriced) == (5_000, 1, 0)
 
 
+def test_counts_that_cannot_be_are_told_nobody():
+    seen = Seen()
+    told(Received("blue", Delta(usage=Usage(-12, 3), finish="stop"), charge=CHARGE), seen)
+    assert seen.usages == [None]
+
+
 def test_an_unknown_cost_is_not_told_as_zero():
     (smith, sent), costs = langsmith(), CostCallbackHandler()
     charge = Charge("c", 1, "gpt-5-mini", input_tokens=12, output_tokens=3)

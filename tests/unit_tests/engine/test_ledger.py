@@ -77,6 +77,13 @@ def test_released_is_forgotten_and_settled_once() -> None:
     assert ledger.spent(ACCOUNT, now=0) == Amount(calls=1)
 
 
+def test_a_settlement_gives_no_money_back() -> None:
+    ledger = MemoryLedger()
+    made = ledger.reserve([limit()], Amount(5, 1, 1), key="a", now=0, expires_at=9)
+    ledger.settle(made, Amount(-50, -1, -1), now=0)
+    assert ledger.booked(ACCOUNT, now=0) == ledger.spent(ACCOUNT, now=0) == Amount()
+
+
 def test_the_same_key_reserves_once() -> None:
     ledger = MemoryLedger()
     lim = limit(calls=1)

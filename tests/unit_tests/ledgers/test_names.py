@@ -68,6 +68,9 @@ def test_names_of_schemas_and_prefixes():
         RedisLedger("redis://localhost", prefix="{a}")
     with pytest.raises(UsageMistake, match="URL"):
         RedisLedger("http://localhost")
+    for days in (0, 0.5):  # its script cannot be stopped half way
+        with pytest.raises(UsageMistake, match="history_days"):
+            RedisLedger("redis://localhost", history_days=days)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ledgers.__all__)
@@ -140,6 +143,12 @@ def test_totals_by_day_and_model_in_the_zone_that_is_asked_for():
         "2026-11-21": 2,
         "2026-11-22": 2,
     }
+
+
+def test_a_time_beyond_the_calendar_hides_no_spending():
+    late = Entry("k", (Account("user", "u"),), "m", 1e18, Amount(5, 1, 1), "settled", False)
+    assert totals([late], ["day"])["beyond the calendar",].amount == Amount(5, 1, 1)
+    assert totals([late], ["model"])["m",].amount == Amount(5, 1, 1)
 
 
 def test_totals_keep_apart_what_nobody_reported():

@@ -117,6 +117,20 @@ def test_a_file_that_somebody_holds_is_refused_and_booked_later(path):
     other.close()
 
 
+def test_an_end_that_finds_a_newer_version_is_kept(path):
+    """Whoever upgrades the file in the middle of an answer breaks no answer."""
+    ledger = SQLiteLedger(path)
+    made = reserve(ledger)
+    ledger.disconnect()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    assert not ledger.settle(made, Amount(4, 1, 1), now=2)
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+    db.close()
+    assert ledger.spent(ALL, now=2) == Amount(4, 1, 1)
+
+
 @pytest.mark.parametrize("name", ["", ":memory:"])
 def test_a_ledger_in_memory_is_another_one(name):
     with pytest.raises(UsageMistake, match='ledger="memory"'):
