@@ -169,6 +169,9 @@ def _hosted(name: str, base_url: str | None) -> Iterator[Finding]:
         yield Finding("probe", "wrong", f"{error} (asked at {where}; nothing was kept)")
     else:
         yield from _probed(probed, _delegate(name, base_url).mode)
+        if probed not in kept():
+            found = "not kept: no file can be written; LANGCHAIN_RELAY_CACHE names another folder"
+            yield Finding("verdict", "note", found)
 
 
 def _delegate(name: str, base_url: str | None) -> Delegate:

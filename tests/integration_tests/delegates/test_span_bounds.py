@@ -17,6 +17,7 @@ from langchain_relay import Budget, RelayChatModel, relay_report
 from langchain_relay.delegates import ChatModelDelegate, FallbackDelegate, OpenAIDelegate
 from langchain_relay.delegates.handover import DRAIN_PIECES
 from langchain_relay.engine.ledger import MemoryLedger
+from langchain_relay.errors import UsageMistake
 from langchain_relay.policies import SwitchCues
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply
@@ -98,6 +99,38 @@ def test_the_limit_sent_is_the_clamped_n(
     assert limit(server.served[0].body) == sent
     started, _ = message.response_metadata["relay"]["events"]
     assert (started["n"], started["requested_n"]) == (sent, 40)
+
+
+ONE_REPLY: dict[str, dict[str, Any]] = {
+    "n": {"n": 3},
+    "max_tokens": {"max_tokens": 1000},
+    "extra_body": {"extra_body": {"max_tokens": 1000, "n": 3, "user": "kept"}},
+    "model_kwargs": {"model_kwargs": {"best_of": 3, "stream": False, "user": "kept"}},
+    "responses": {"use_responses_api": True, "extra_body": {"max_output_tokens": 1000}},
+}
+
+
+@pytest.mark.parametrize("name", ONE_REPLY)
+@both_colours
+def test_a_request_is_for_one_reply_of_n_tokens_whatever_the_chat_model_was_set_to(
+    server: FaultServer, name: str, colour: str
+):
+    server.script("blue.")
+    chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key="test", **ONE_REPLY[name])
+    message = asked(relay(chat), colour)
+    assert message.text == "It is blue. so."
+    body = server.served[0].body
+    limits = {key: body[key] for key in body if key.startswith("max_")}
+    assert list(limits.values()) == [8]
+    assert not {"n", "best_of"} & set(body)
+    assert body["stream"] is True
+    assert ("user" in body) == ("kept" in str(ONE_REPLY[name]))
+
+
+@pytest.mark.parametrize("name", ["n", "best_of", "max_tokens", "max_output_tokens", "stream"])
+def test_fields_that_would_win_over_the_relays_are_refused(server: FaultServer, name: str):
+    with pytest.raises(UsageMistake, match=f"extra_body has {name}, .* max_span_tokens"):
+        through_a_client(server, extra_body={name: 3})
 
 
 # --- the cut on this side -----------------------------------------------------------------------
