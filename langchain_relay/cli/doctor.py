@@ -103,6 +103,13 @@ def _wheel() -> Finding:
 
 
 def _local(model: str) -> Iterator[Finding]:
+    if model.startswith(("http://", "https://")):
+        found = (
+            f"{model} is a server, and only models of this process are looked at here; "
+            f"langchain-relay chat --model {model} asks it"
+        )
+        yield Finding("model file", "wrong", found)
+        return
     try:
         path = models.resolve(model)
     except RelayError as error:
