@@ -135,7 +135,8 @@ class _OpenAI(_ByKeyword):
     default_flag = "continue_final_message"
 
     def without_retries(self, chat: BaseChatModel) -> dict[str, Any]:
-        clients: dict[str, Any] = {}
+        # In the Responses API a limit of the model's own would win over that of the call.
+        clients: dict[str, Any] = {"max_tokens": None}
         for root_name, name in (("root_client", "client"), ("root_async_client", "async_client")):
             root = field(chat, root_name) or field(field(chat, name), "_client")
             if root is not None:
@@ -206,6 +207,15 @@ class _Anthropic(_ByKeyword):
     """Its clients are cached properties, and all models of one address share a pool."""
 
     flags = frozenset()
+
+    def limited(
+        self, chat: BaseChatModel, attempt: Attempt
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
+        thinking = field(chat, "thinking") or {}
+        if (thinking.get("budget_tokens") or 0) >= attempt.max_tokens:
+            # Claude refuses a limit that its thinking could use up.
+            chat = chat.model_copy(update={"thinking": None})
+        return super().limited(chat, attempt)
 
     def on_this_loop(self, chat: BaseChatModel) -> BaseChatModel:
         own = chat.model_copy()

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 import quicktok
+from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
 
@@ -106,7 +107,8 @@ ONE_REPLY: dict[str, dict[str, Any]] = {
     "max_tokens": {"max_tokens": 1000},
     "extra_body": {"extra_body": {"max_tokens": 1000, "n": 3, "user": "kept"}},
     "model_kwargs": {"model_kwargs": {"best_of": 3, "stream": False, "user": "kept"}},
-    "responses": {"use_responses_api": True, "extra_body": {"max_output_tokens": 1000}},
+    "responses": {"use_responses_api": True, "max_tokens": 1000},
+    "responses_body": {"use_responses_api": True, "extra_body": {"max_output_tokens": 1000}},
 }
 
 
@@ -125,6 +127,23 @@ def test_a_request_is_for_one_reply_of_n_tokens_whatever_the_chat_model_was_set_
     assert not {"n", "best_of"} & set(body)
     assert body["stream"] is True
     assert ("user" in body) == ("kept" in str(ONE_REPLY[name]))
+
+
+@both_colours
+@pytest.mark.parametrize(("n", "thinks"), [(8, False), (1024, False), (1025, True)])
+def test_claude_thinks_only_where_its_budget_is_below_n(
+    server: FaultServer, colour: str, n: int, *, thinks: bool
+):
+    server.script("blue.")
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    names: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 4000}  # users' aliases
+    chat = ChatAnthropic(base_url=server.url, api_key="test", thinking=thinking, **names)
+    pieces = "It is ", f"<call>{n}</call>", " so."
+    message = asked(relay(chat, *pieces, max_span_tokens=2000, budget=None), colour)
+    assert message.text == "It is blue. so."
+    body = server.served[0].body
+    assert body["max_tokens"] == n
+    assert body.get("thinking") == (thinking if thinks else None)
 
 
 @pytest.mark.parametrize("name", ["n", "best_of", "max_tokens", "max_output_tokens", "stream"])
