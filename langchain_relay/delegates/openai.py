@@ -368,8 +368,8 @@ def _usage(usage: Any) -> Usage:
     read = getattr(usage, "prompt_tokens_details", None)
     wrote = getattr(usage, "completion_tokens_details", None)
     return Usage(
-        input_tokens=usage.prompt_tokens or 0,
-        output_tokens=usage.completion_tokens or 0,
+        input_tokens=getattr(usage, "prompt_tokens", None) or 0,
+        output_tokens=getattr(usage, "completion_tokens", None) or 0,
         cached_input_tokens=_first(
             getattr(read, "cached_tokens", None),
             getattr(usage, "prompt_cache_hit_tokens", None),  # DeepSeek's own name

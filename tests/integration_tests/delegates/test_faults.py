@@ -27,6 +27,7 @@ from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply, Served
+from tests.faults.script import DEFAULT_TEXT
 from tests.integration_tests.delegates.fault_table import (
     EXPECTED,
     MOST_BYTES,
@@ -271,6 +272,28 @@ def outcome(message: AIMessage) -> dict[str, Any]:
     assert started["type"] == "relay.call.started"
     assert started["call_id"] == ended["call_id"]
     return dict(ended)
+
+
+# --- counts that cannot be ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("usage", [(-5, -7), (5, -7), (0, 3), (0, 0)], ids=str)
+@every_side
+async def test_a_usage_that_no_request_can_have_is_not_believed(
+    server: FaultServer, make: HostedSide, usage: tuple[int, int]
+):
+    server.script(Reply(usage=usage))
+    side = Side(server, make(server))
+    for path in (invoke, astream):
+        message = await answer(path, side.model(), "Why?", side.config)
+        assert span_of(message) == DEFAULT_TEXT
+        (charge,) = relay_report(message).charges
+        assert charge.estimated
+        assert (charge.input_tokens, charge.output_tokens) == (None, None)
+        assert (charge.cost_nanousd or 0) >= cost_nanousd(1, N)
+    assert side.ledger.total.calls == 2
+    assert side.ledger.total.cost_nanousd >= 2 * cost_nanousd(1, N)
+    assert not side.ledger._open
 
 
 # --- every fault, every path --------------------------------------------------------------------
