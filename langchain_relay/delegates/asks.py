@@ -59,15 +59,16 @@ class Received:
         self.note(delta)
 
     def note(self, delta: Delta) -> None:
-        """Keep everything but the text, and counts that no request can have."""
-        known = {
-            name: value
-            for name in ("usage", "finish", "model", "cost_usd")
-            if (value := getattr(delta, name)) is not None
-        }
-        if delta.usage is not None and not _is_possible(delta.usage):
-            del known["usage"]
-        self.last = replace(self.last, **known)
+        """Keep everything but the text, and what no host can mean."""
+        last, usage = self.last, delta.usage
+        name: Any = delta.model  # hosts put anything there
+        self.last = replace(
+            last,
+            usage=usage if usage is not None and _is_possible(usage) else last.usage,
+            finish=last.finish if delta.finish is None else delta.finish,
+            model=name if isinstance(name, str) else last.model,
+            cost_usd=last.cost_usd if delta.cost_usd is None else delta.cost_usd,
+        )
 
 
 def _is_possible(usage: Usage) -> bool:
@@ -75,7 +76,7 @@ def _is_possible(usage: Usage) -> bool:
 
     Taken at its word, the first would be free, and the second would give money back.
     """
-    counts = [count for count in astuple(usage) if count is not None]
+    counts: list[Any] = [count for count in astuple(usage) if count is not None]
     return all(isinstance(count, int) and count >= 0 for count in counts) and usage.input_tokens > 0
 
 

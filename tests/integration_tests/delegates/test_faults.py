@@ -296,6 +296,21 @@ async def test_a_usage_that_no_request_can_have_is_not_believed(
     assert not side.ledger._open
 
 
+@pytest.mark.parametrize("name", [5, ["m"], {"m": 1}], ids=str)
+@both_sides
+async def test_a_model_that_is_no_name_is_not_looked_up(
+    server: FaultServer, make: HostedSide, name: Any
+):
+    server.script(Reply(model=name))
+    delegate = make(server)
+    for path in (invoke, astream):
+        local = ScriptedLocal(HEAD, f"<call>{N}</call>", TAIL)
+        # Without a price of the model that is asked, that of the one which answered is looked up.
+        model: Any = RelayChatModel(model=local, delegate=delegate).bind(delegate_model="own")
+        message = await answer(path, model, "Why?", {})
+        assert span_of(message) == DEFAULT_TEXT
+
+
 # --- every fault, every path --------------------------------------------------------------------
 
 
