@@ -311,6 +311,17 @@ async def test_a_model_that_is_no_name_is_not_looked_up(
         assert span_of(message) == DEFAULT_TEXT
 
 
+@every_side
+async def test_half_a_character_is_replaced_so_that_the_answer_can_be_printed(
+    server: FaultServer, make: HostedSide
+):
+    server.script(Reply(text="blue \ud83d x"))
+    side = Side(server, make(server))
+    for path in (invoke, astream):
+        message = await answer(path, side.model(), "Why?", side.config)
+        assert span_of(message) == "blue \ufffd x"
+
+
 # --- every fault, every path --------------------------------------------------------------------
 
 
