@@ -103,6 +103,13 @@ def _wheel() -> Finding:
 
 
 def _local(model: str) -> Iterator[Finding]:
+    if model.startswith(("http://", "https://")):
+        found = (
+            f"{model} is a server, and only models of this process are looked at here; "
+            f"langchain-relay chat --model {model} asks it"
+        )
+        yield Finding("model file", "wrong", found)
+        return
     try:
         path = models.resolve(model)
     except RelayError as error:
@@ -169,6 +176,9 @@ def _hosted(name: str, base_url: str | None) -> Iterator[Finding]:
         yield Finding("probe", "wrong", f"{error} (asked at {where}; nothing was kept)")
     else:
         yield from _probed(probed, _delegate(name, base_url).mode)
+        if probed not in kept():
+            found = "not kept: no file can be written; LANGCHAIN_RELAY_CACHE names another folder"
+            yield Finding("verdict", "note", found)
 
 
 def _delegate(name: str, base_url: str | None) -> Delegate:

@@ -67,9 +67,10 @@ class ChatModelDelegate(Probing):
 
     The model is copied with its own retries off, and with its reasoning turned off or to its least
     where `delegates/reasoning.py` knows how and you have not set it yourself: hidden reasoning uses
-    up the few tokens of a span. It keeps everything else: key, address, headers, temperature, rate
-    limiter. Stop strings are not sent: providers leave them out of the text, so
-    that nobody could see where the caller's cut belongs.
+    up the few tokens of a span. How long a reply is, and that it is one (`n`), is the relay's to
+    say, in `extra_body` and `model_kwargs` too. It keeps everything else: key, address, headers,
+    temperature, rate limiter. Stop strings of a call are not sent: providers leave them out of the
+    text, so that nobody could see where the caller's cut belongs.
 
     Args:
         model: The chat model.

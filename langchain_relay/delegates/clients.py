@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTINUE_FLAGS",
+    "OF_THE_RELAY",
     "Family",
     "copied_without_retries",
     "family_of",
@@ -41,6 +42,10 @@ _LIMIT_FIELDS = (
     *("num_predict", "max_new_tokens", "n_predict"),
 )
 """Names under which chat models keep the limit of a reply; the first one a class has is set."""
+
+OF_THE_RELAY = frozenset({*_LIMIT_FIELDS, "n", "best_of", "candidate_count", "stream"})
+"""What only the relay may say of a request: how much is written, and that it is one reply. Further
+fields of the body would win over what is said of a call, and cost more than was reserved."""
 
 _GEMINI_LEAST_TIMEOUT_S = 10.0
 """The API is told the client's timeout and refuses a shorter one (livekit/agents issue 3723)."""
@@ -130,7 +135,8 @@ class _OpenAI(_ByKeyword):
     default_flag = "continue_final_message"
 
     def without_retries(self, chat: BaseChatModel) -> dict[str, Any]:
-        clients: dict[str, Any] = {}
+        # In the Responses API a limit of the model's own would win over that of the call.
+        clients: dict[str, Any] = {"max_tokens": None}
         for root_name, name in (("root_client", "client"), ("root_async_client", "async_client")):
             root = field(chat, root_name) or field(field(chat, name), "_client")
             if root is not None:
@@ -201,6 +207,15 @@ class _Anthropic(_ByKeyword):
     """Its clients are cached properties, and all models of one address share a pool."""
 
     flags = frozenset()
+
+    def limited(
+        self, chat: BaseChatModel, attempt: Attempt
+    ) -> tuple[BaseChatModel, dict[str, Any]]:
+        thinking = field(chat, "thinking") or {}
+        if (thinking.get("budget_tokens") or 0) >= attempt.max_tokens:
+            # Claude refuses a limit that its thinking could use up.
+            chat = chat.model_copy(update={"thinking": None})
+        return super().limited(chat, attempt)
 
     def on_this_loop(self, chat: BaseChatModel) -> BaseChatModel:
         own = chat.model_copy()
@@ -309,13 +324,14 @@ def family_of(chat: BaseChatModel) -> Family:
 
 
 def copied_without_retries(chat: BaseChatModel) -> BaseChatModel:
-    """A copy whose client sends each request once, and asks for usage while it streams."""
+    """A copy whose client sends each request once, for one reply, and asks for its usage."""
     fields = type(chat).model_fields
     update: dict[str, Any] = {}
     if "max_retries" in fields:
         update["max_retries"] = 0
     if "stream_usage" in fields and field(chat, "stream_usage") is not False:
         update["stream_usage"] = True
+    update |= _for_one_reply(chat)
     update |= family_of(chat).without_retries(chat)
     if not update:
         return chat
@@ -324,6 +340,19 @@ def copied_without_retries(chat: BaseChatModel) -> BaseChatModel:
         # model_copy takes built clients along, with the retries they were built with.
         copy.__dict__.pop(name, None)
     return copy
+
+
+def _for_one_reply(chat: BaseChatModel) -> dict[str, Any]:
+    """Fields of a copy that asks for one reply, as long as the call says."""
+    fields = type(chat).model_fields
+    update: dict[str, Any] = {}
+    if "n" in fields and field(chat, "n") not in {None, 1}:
+        update["n"] = fields["n"].default
+    for name in ("extra_body", "model_kwargs"):
+        more = field(chat, name) if name in fields else None
+        if more and not OF_THE_RELAY.isdisjoint(more):
+            update[name] = {key: more[key] for key in more if key not in OF_THE_RELAY}
+    return update
 
 
 def _cached_properties(cls: type) -> list[str]:

@@ -12,6 +12,7 @@ them). They are shown already, so a span that begins with them loses them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 
     from langchain_relay.engine.values import Mode
 
-__all__ = ["LITERAL_MODES", "Repeated", "Seam", "completion_prompt", "continue_messages"]
+__all__ = [
+    "LITERAL_MODES",
+    "Characters",
+    "Repeated",
+    "Seam",
+    "completion_prompt",
+    "continue_messages",
+]
 
 LITERAL_MODES: frozenset[str] = frozenset({"prefill", "flag", "completion"})
 """Modes in which a span is taken as it comes."""
@@ -204,6 +212,38 @@ class Seam:
         for stage in self._stages:
             text = stage.push(text) + stage.flush()
         return text
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Characters:
+    """Joins characters that a host cut in two, and replaces halves without another.
+
+    Hosts that think in UTF-16 may send an emoji in two pieces. A half can neither be printed nor
+    be sent to the next host.
+    """
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def push(self, text: str) -> str:
+        """Take a piece; returns its whole characters."""
+        text, self._half = self._half + text, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return _whole(text)
+
+    def flush(self) -> str:
+        """The span has ended; returns what stands for a half that is left."""
+        half, self._half = self._half, ""
+        return _whole(half)
+
+
+def _whole(text: str) -> str:
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Repeated:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenacity import RetryCallState, wait_exponential, wait_random
@@ -32,7 +32,7 @@ from langchain_relay.delegates.asks import (
 from langchain_relay.delegates.books import Books
 from langchain_relay.delegates.bounds import Bound, ByteBound, TokenBound
 from langchain_relay.delegates.breaker import OPENS_AFTER
-from langchain_relay.delegates.continuation import Seam
+from langchain_relay.delegates.continuation import Characters, Seam
 from langchain_relay.delegates.redaction import Redaction
 from langchain_relay.delegates.terms import Member, Terms
 from langchain_relay.engine.errors import (
@@ -390,16 +390,18 @@ class _HandOver:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """The text of one attempt: its seam mended, and cut where n ends."""
+    """The text of one attempt: whole characters, its seam mended, and cut where n ends."""
 
     seam: Seam
     bound: Bound
+    characters: Characters = field(default_factory=Characters)
 
     def push(self, text: str) -> str:
-        return self.bound.push(self.seam.push(text))
+        return self.bound.push(self.seam.push(self.characters.push(text)))
 
     def flush(self) -> str:
-        return self.bound.push(self.seam.flush()) + self.bound.flush()
+        last = self.seam.push(self.characters.flush()) + self.seam.flush()
+        return self.bound.push(last) + self.bound.flush()
 
     def rest(self) -> str:
         """What an attempt that broke off leaves; nothing, if it is its tokenizer that broke."""

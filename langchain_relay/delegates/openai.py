@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_relay.delegates.caching import cache_key, cache_rule, marked
 from langchain_relay.delegates.chat_model import messages_bound, without_credentials
 from langchain_relay.delegates.chunks import cost_usd, families, normal_finish
-from langchain_relay.delegates.clients import CONTINUE_FLAGS
+from langchain_relay.delegates.clients import CONTINUE_FLAGS, OF_THE_RELAY
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
     Repeated,
@@ -97,7 +97,8 @@ class OpenAIDelegate(Probing):
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
         UnknownDelegate: `client` is no client of the `openai` package.
-        UsageMistake: `api` and `mode` do not go together, or `prompt` is no template.
+        UsageMistake: `api` and `mode` do not go together, `prompt` is no template, or `extra_body`
+            sets the limit of a reply or asks for several.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class OpenAIDelegate(Probing):
         prompt_cache: bool | None = None,
     ) -> None:
         check_tokenizer(tokenizer)
+        _check_extra_body(extra_body or {})
         self._for_model = partial(
             OpenAIDelegate,
             client,
@@ -366,8 +368,8 @@ def _usage(usage: Any) -> Usage:
     read = getattr(usage, "prompt_tokens_details", None)
     wrote = getattr(usage, "completion_tokens_details", None)
     return Usage(
-        input_tokens=usage.prompt_tokens or 0,
-        output_tokens=usage.completion_tokens or 0,
+        input_tokens=getattr(usage, "prompt_tokens", None) or 0,
+        output_tokens=getattr(usage, "completion_tokens", None) or 0,
         cached_input_tokens=_first(
             getattr(read, "cached_tokens", None),
             getattr(usage, "prompt_cache_hit_tokens", None),  # DeepSeek's own name
@@ -403,6 +405,20 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
             "api='chat', or mode='instruct'"
         )
     return api, mode
+
+
+def _check_extra_body(extra_body: Mapping[str, Any]) -> None:
+    """Refuse fields that would win over what the relay says of each request.
+
+    Raises:
+        UsageMistake: there are some.
+    """
+    if taken := sorted(OF_THE_RELAY & set(extra_body)):
+        raise UsageMistake(
+            f"extra_body has {', '.join(taken)}, which the relay says itself: each request is for "
+            f"one reply of at most the tokens it has reserved; leave it out, and bound spans by "
+            f"max_span_tokens"
+        )
 
 
 def _limit_name(base_url: str, api: str) -> str:

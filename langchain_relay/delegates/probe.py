@@ -11,12 +11,17 @@ Source: the classes of "prefill" support in the providers' own pages, see `hosts
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import os
+import queue
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import aclosing, closing
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -24,9 +29,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from langchain_relay.delegates.bounds import MAX_BYTES_PER_TOKEN
 from langchain_relay.delegates.continuation import LITERAL_MODES
 from langchain_relay.delegates.failures import http_status
-from langchain_relay.errors import DelegateError
+from langchain_relay.delegates.pump import Pump
+from langchain_relay.errors import DelegateError, DelegateTimeout
 from langchain_relay.offline import refuse_offline
 
 if TYPE_CHECKING:
@@ -42,6 +49,9 @@ BEGUN = "The small green fox ju"
 QUESTION = f"Write exactly this sentence and nothing else: {SENTENCE}"
 MAX_TOKENS = 24
 TIMEOUT_S = 30.0
+"""For the whole probe: clients begin their own timeouts anew with every byte, or have none."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +123,19 @@ class Probing(ABC):
     def probe(self) -> Probed:
         """Ask the host once whether it continues a begun answer; the verdict is kept on disk.
 
-        Costs one request of some 60 tokens. A delegate that is made later, without a `mode`, takes
-        the mode that the verdict allows.
+        Costs one request of some 60 tokens and takes at most 30 s. A delegate that is made later,
+        without a `mode`, takes the mode that the verdict allows. Where the disk takes no verdict, a
+        warning says so.
 
         Raises:
             DelegateError: the host failed otherwise than by refusing, or wrote nothing.
+            DelegateTimeout: it was not through within 30 s.
             Offline: `LANGCHAIN_RELAY_OFFLINE` is set, and the host is not on this machine.
         """
         asked: Any = self._literal()
         refuse_offline(f"a probe of {asked.model}", asked.base_url)
         try:
-            reply = "".join(delta.text for delta in asked.stream(_attempt()))
+            reply = _reply(asked)
         except DelegateError as error:
             return _kept(asked, _refused(error), str(error))
         return _kept(asked, classified(reply), reply)
@@ -133,7 +145,7 @@ class Probing(ABC):
         asked: Any = self._literal()
         refuse_offline(f"a probe of {asked.model}", asked.base_url)
         try:
-            reply = "".join([delta.text async for delta in asked.astream(_attempt())])
+            reply = await _areply(asked)
         except DelegateError as error:
             return _kept(asked, _refused(error), str(error))
         return _kept(asked, classified(reply), reply)
@@ -147,8 +159,9 @@ class Probing(ABC):
 
     def _take_verdict(self, chosen: Mode | None) -> None:
         """Do as the last probe allows, if there was one; a mode that somebody chose is kept."""
-        probed = remembered(self._literal().fingerprint)
-        if probed is None:
+        asked = self._literal()
+        probed = remembered(asked.fingerprint)
+        if probed is None or probed.mode != asked._mode:  # noqa: SLF001 - its own copy
             return
         if chosen is None:
             self._mode = probed.mode if probed.verdict in {"literal", "echo"} else "instruct"
@@ -164,6 +177,46 @@ def _attempt() -> Attempt:
     return Attempt((HumanMessage(QUESTION),), BEGUN, MAX_TOKENS, timeout_s=TIMEOUT_S)
 
 
+def _reply(delegate: Delegate) -> str:
+    """What the host writes, up to what it may write at most.
+
+    Raises:
+        DelegateError: it failed, or was not through in time.
+    """
+    text, ends_at = "", time.monotonic() + TIMEOUT_S
+    with closing(Pump(lambda: delegate.stream(_attempt()))) as pump:
+        while len(text) <= _MOST_CHARS:
+            try:
+                delta = pump.next(ends_at - time.monotonic())
+            except queue.Empty:
+                raise _too_slow(delegate) from None
+            if delta is None:
+                break
+            text += delta.text
+    return text
+
+
+async def _areply(delegate: Delegate) -> str:
+    """Async twin of `_reply`."""
+    text, timeout = "", asyncio.timeout(TIMEOUT_S)
+    try:
+        async with timeout, aclosing(delegate.astream(_attempt())) as deltas:  # type: ignore[type-var]  # every `astream` is a generator
+            async for delta in deltas:
+                text += delta.text
+                if len(text) > _MOST_CHARS:
+                    break
+    except TimeoutError:
+        raise _too_slow(delegate) from None
+    return text
+
+
+_MOST_CHARS = MAX_TOKENS * MAX_BYTES_PER_TOKEN
+
+
+def _too_slow(delegate: Delegate) -> DelegateTimeout:
+    return DelegateTimeout(f"{delegate.model}: the probe got no whole reply within {TIMEOUT_S:g} s")
+
+
 def _refused(error: DelegateError) -> Verdict:
     """A refusal of the request itself is a verdict; a failure on the way is not."""
     cause = error.__cause__
@@ -176,7 +229,7 @@ def _refused(error: DelegateError) -> Verdict:
 
 
 def kept() -> list[Probed]:
-    """All verdicts on disk, the newest first."""
+    """All verdicts on disk the newest first."""
     found = [_read(path) for path in sorted(_folder().glob("*.json"))]
     return sorted(filter(None, found), key=lambda probed: probed.day, reverse=True)
 
@@ -191,7 +244,7 @@ def _read(path: Path) -> Probed | None:
         facts = json.loads(path.read_text(encoding="utf-8"))
         probed = Probed(**facts)
         date.fromisoformat(probed.day)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return probed if probed.verdict in get_args(Verdict) else None
 
@@ -207,14 +260,23 @@ def _kept(delegate: Delegate, verdict: Verdict, reply: str) -> Probed:
         day=datetime.now(UTC).date().isoformat(),
         package=version("langchain-relay"),
     )
-    path = _file(fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, delete=False, encoding="utf-8", suffix=".part"
-    ) as part:
-        json.dump(asdict(probed), part, ensure_ascii=False, indent=1)
-    Path(part.name).replace(path)
+    try:
+        _write(_file(fingerprint), probed)
+    except OSError as error:  # it is paid for, and the answer is worth something without a file
+        logger.warning("the verdict on %s could not be kept: %s", probed.model, error)
     return probed
+
+
+def _write(path: Path, probed: Probed) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(probed), ensure_ascii=False, indent=1)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as part:
+        part.write(text.encode(errors="replace"))
+    try:
+        Path(part.name).replace(path)
+    except OSError:
+        Path(part.name).unlink(missing_ok=True)
+        raise
 
 
 def _file(fingerprint: Mapping[str, Any]) -> Path:

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 
 from langchain_relay.engine.values import Delegate
 from langchain_relay.errors import MissingExtra, UnknownDelegate
@@ -46,15 +48,35 @@ def resolve_delegate(value: object) -> Delegate:
             f"a bare {type(value).__name__} client does not say which model to ask; write "
             f'OpenAIDelegate(client, model="gpt-5-mini")'
         )
-    if isinstance(getattr(value, "bound", None), BaseChatModel):
-        raise UnknownDelegate(
-            "a chat model with settings bound to it cannot be a delegate; pass the chat model "
-            "itself, without .bind(), and give the settings to its constructor"
-        )
+    if (said := _said_of_wrapped(value)) is not None:
+        raise UnknownDelegate(said)
     if isinstance(value, type) or not isinstance(value, Delegate):
         what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise UnknownDelegate(f"{what} cannot be a delegate; use {_FORMS}")
     return value
+
+
+def _said_of_wrapped(value: object) -> str | None:
+    """Why a chat model that LangChain has wrapped is no delegate, and what to write instead."""
+    if isinstance(value, RunnableWithFallbacks) and _is_chat_model(value.runnable):
+        return (
+            "a chat model with fallbacks cannot be a delegate; name the models instead: "
+            "FallbackDelegate(first, second), where each goes on from what has arrived"
+        )
+    if not isinstance(value, RunnableBindingBase) or not _is_chat_model(value):
+        return None
+    return (
+        "a chat model with settings bound to it cannot be a delegate; pass the chat model itself, "
+        "without .bind(), .with_config() or .with_retry(): settings are its constructor's, and "
+        "retries the relay's (max_retries=)"
+    )
+
+
+def _is_chat_model(value: object) -> bool:
+    """Whether it is one, however often it is wrapped."""
+    while isinstance(value, RunnableBindingBase):
+        value = value.bound
+    return isinstance(value, BaseChatModel)
 
 
 def _from_string(text: str) -> Delegate:
@@ -62,7 +84,7 @@ def _from_string(text: str) -> Delegate:
 
     provider, colon, model = (part.strip() for part in text.partition(":"))
     if not (provider and colon and model):
-        example = f'"openai:{text.strip(" :") or "gpt-5-mini"}"'
+        example = f'"openai:{(model if colon else provider) or "gpt-5-mini"}"'
         raise UnknownDelegate(
             f'the delegate {text!r} does not name a provider; write "provider:model", for '
             f"example {example}, or use {_FORMS}"

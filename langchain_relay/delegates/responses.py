@@ -143,8 +143,8 @@ def _usage(usage: Any) -> Usage:
     read = getattr(usage, "input_tokens_details", None)
     wrote = getattr(usage, "output_tokens_details", None)
     return Usage(
-        input_tokens=usage.input_tokens or 0,
-        output_tokens=usage.output_tokens or 0,
+        input_tokens=getattr(usage, "input_tokens", None) or 0,
+        output_tokens=getattr(usage, "output_tokens", None) or 0,
         cached_input_tokens=getattr(read, "cached_tokens", None),
         cache_write_tokens=getattr(read, "cache_write_tokens", None),
         reasoning_tokens=getattr(wrote, "reasoning_tokens", None),

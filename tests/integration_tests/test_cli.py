@@ -128,6 +128,24 @@ def test_the_doctor_probes_a_server_of_one_s_own_and_lists_what_it_kept(
     assert "nothing was kept" in " ".join(gone.stdout.split())
 
 
+def test_the_doctor_says_that_a_verdict_could_not_be_kept(monkeypatch, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LANGCHAIN_RELAY_CACHE", str(tmp_path / "file"))
+    with OpenAIServer("mps over the sleepy dog") as server:
+        hosted = ("--delegate", "openai:mine", "--base-url", server.base_url)
+        done = langchain_relay(*DOCTOR_OF_NOTHING, *hosted)
+    said = " ".join(done.stdout.split())
+    assert "literal: continues" in said, done.stderr
+    assert "'instruct' from now on" in said
+    assert "verdict note not kept" in said
+
+
+def test_the_doctor_says_that_a_local_server_is_none_of_its_business() -> None:
+    done = langchain_relay("doctor", "--model", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "chat --model http://127.0.0.1:9" in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--base-url", "http://127.0.0.1:9"), ("--delegate", "x:y", "--base-url", "http://h")],

@@ -26,6 +26,7 @@ from langchain_relay.engine.ledger import Account, Amount, MemoryLedger
 from langchain_relay.engine.values import Charge
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply, Served
+from tests.faults.script import DEFAULT_TEXT
 from tests.integration_tests.delegates import older_openai
 from tests.integration_tests.delegates.fault_table import (
     EXPECTED,
@@ -283,6 +284,54 @@ def outcome(message: AIMessage) -> dict[str, Any]:
     assert started["type"] == "relay.call.started"
     assert started["call_id"] == ended["call_id"]
     return dict(ended)
+
+
+# --- counts that cannot be ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("usage", [(-5, -7), (5, -7), (0, 3), (0, 0)], ids=str)
+@every_side
+async def test_a_usage_that_no_request_can_have_is_not_believed(
+    server: FaultServer, make: HostedSide, usage: tuple[int, int]
+):
+    server.script(Reply(usage=usage))
+    side = Side(server, make(server))
+    for path in (invoke, astream):
+        message = await answer(path, side.model(), "Why?", side.config)
+        assert span_of(message) == DEFAULT_TEXT
+        (charge,) = relay_report(message).charges
+        assert charge.estimated
+        assert (charge.input_tokens, charge.output_tokens) == (None, None)
+        assert (charge.cost_nanousd or 0) >= cost_nanousd(1, N)
+    assert side.ledger.total.calls == 2
+    assert side.ledger.total.cost_nanousd >= 2 * cost_nanousd(1, N)
+    assert not side.ledger._open
+
+
+@pytest.mark.parametrize("name", [5, ["m"], {"m": 1}], ids=str)
+@both_sides
+async def test_a_model_that_is_no_name_is_not_looked_up(
+    server: FaultServer, make: HostedSide, name: Any
+):
+    server.script(Reply(model=name))
+    delegate = make(server)
+    for path in (invoke, astream):
+        local = ScriptedLocal(HEAD, f"<call>{N}</call>", TAIL)
+        # Without a price of the model that is asked, that of the one which answered is looked up.
+        model: Any = RelayChatModel(model=local, delegate=delegate).bind(delegate_model="own")
+        message = await answer(path, model, "Why?", {})
+        assert span_of(message) == DEFAULT_TEXT
+
+
+@every_side
+async def test_half_a_character_is_replaced_so_that_the_answer_can_be_printed(
+    server: FaultServer, make: HostedSide
+):
+    server.script(Reply(text="blue \ud83d x"))
+    side = Side(server, make(server))
+    for path in (invoke, astream):
+        message = await answer(path, side.model(), "Why?", side.config)
+        assert span_of(message) == "blue \ufffd x"
 
 
 # --- every fault, every path --------------------------------------------------------------------

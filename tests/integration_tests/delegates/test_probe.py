@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
 
-from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
+from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate, probe
 from langchain_relay.delegates.probe import BEGUN, MAX_TOKENS, Probing
 from langchain_relay.delegates.resolve import resolve_delegate
 from langchain_relay.engine.values import Attempt
-from langchain_relay.errors import DelegateError
+from langchain_relay.errors import DelegateError, DelegateTimeout
 from tests.faults import Fault, FaultServer, Reply, script
-from tests.integration_tests.delegates.hosted_sides import every_side
+from tests.integration_tests.delegates.hosted_sides import (
+    MISTRAL,
+    OLLAMA,
+    THROUGH_A_CLIENT,
+    THROUGH_LANGCHAIN,
+    every_side,
+)
 from tests.servers.openai_server import OpenAIServer
 from tests.servers.openai_server import Reply as Answer
 
@@ -122,9 +129,71 @@ def test_a_failure_on_the_way_is_no_verdict(folder, status):
     assert not folder.exists()
 
 
-def test_a_damaged_verdict_counts_as_none(folder):
+def damaged(text: str, **wrong: object) -> str:
+    return json.dumps({**json.loads(text), **wrong})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: "{",
+        lambda _: "null",
+        lambda _: "[" * 100_000,
+        lambda _: "\udcff",
+        lambda text: damaged(text, verdict=["literal"]),
+        lambda text: damaged(text, day=20261121),
+        lambda text: damaged(text, mode="bogus"),
+        lambda text: damaged(text, mode="completion"),  # it was asked in `prefill`
+        lambda text: damaged(text, more="than is known"),
+    ],
+)
+def test_a_damaged_verdict_counts_as_none(folder, damage):
     with OpenAIServer(REST) as server:
         raw(server).probe()
         (file,) = folder.iterdir()
-        file.write_text("{", encoding="utf-8")
+        text = damage(file.read_text(encoding="utf-8"))
+        file.write_bytes(text.encode(errors="surrogateescape"))
         assert raw(server).mode == "instruct"
+        assert chat(server).mode == "instruct"
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (OLLAMA, Fault.STALLED),  # these have no time limit of their own
+        (MISTRAL, Fault.STALLED),
+        (THROUGH_A_CLIENT, Fault.KEEP_ALIVE),  # these begin it anew with every byte
+        (THROUGH_LANGCHAIN, Fault.KEEP_ALIVE),
+    ],
+    ids=str,
+)
+def test_a_host_that_never_ends_is_left(folder, make, fault, colour, monkeypatch):
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.3)
+    with FaultServer(Reply(fault=fault, hold_s=5)) as server:
+        delegate = resolve_delegate(make(server))
+        assert isinstance(delegate, Probing)
+        with pytest.raises(DelegateTimeout, match=r"no whole reply within 0\.3 s"):
+            delegate.probe() if colour == "sync" else asyncio.run(delegate.aprobe())
+        assert server.served[-1].wait()
+        assert server.served[-1].hung_up
+    assert not folder.exists()
+
+
+def test_a_verdict_that_cannot_be_kept_is_told_all_the_same(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LANGCHAIN_RELAY_CACHE", str(tmp_path / "file"))
+    with OpenAIServer(REST) as server:
+        assert raw(server).probe().verdict == "literal"
+        assert raw(server).mode == "instruct"
+    assert "could not be kept" in caplog.text
+
+
+def test_a_verdict_that_cannot_be_kept_leaves_nothing_behind(folder):
+    with OpenAIServer(REST) as server:
+        raw(server).probe()
+        (file,) = folder.iterdir()
+        file.unlink()
+        file.mkdir()
+        raw(server).probe()
+    assert list(folder.iterdir()) == [file]

@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 import quicktok
+from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
 
@@ -21,6 +22,7 @@ from langchain_relay.delegates import (
 )
 from langchain_relay.delegates.handover import DRAIN_PIECES
 from langchain_relay.engine.ledger import MemoryLedger
+from langchain_relay.errors import UsageMistake
 from langchain_relay.policies import SwitchCues
 from langchain_relay.testing import ScriptedLocal
 from tests.faults import Fault, FaultServer, Reply
@@ -110,6 +112,56 @@ def test_the_limit_sent_is_the_clamped_n(
     assert limit(server.served[0].body) == sent
     started, _ = message.response_metadata["relay"]["events"]
     assert (started["n"], started["requested_n"]) == (sent, 40)
+
+
+ONE_REPLY: dict[str, dict[str, Any]] = {
+    "n": {"n": 3},
+    "max_tokens": {"max_tokens": 1000},
+    "extra_body": {"extra_body": {"max_tokens": 1000, "n": 3, "user": "kept"}},
+    "model_kwargs": {"model_kwargs": {"best_of": 3, "stream": False, "user": "kept"}},
+    "responses": {"use_responses_api": True, "max_tokens": 1000},
+    "responses_body": {"use_responses_api": True, "extra_body": {"max_output_tokens": 1000}},
+}
+
+
+@pytest.mark.parametrize("name", ONE_REPLY)
+@both_colours
+def test_a_request_is_for_one_reply_of_n_tokens_whatever_the_chat_model_was_set_to(
+    server: FaultServer, name: str, colour: str
+):
+    server.script("blue.")
+    chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key="test", **ONE_REPLY[name])
+    message = asked(relay(chat), colour)
+    assert message.text == "It is blue. so."
+    body = server.served[0].body
+    limits = {key: body[key] for key in body if key.startswith("max_")}
+    assert list(limits.values()) == [8]
+    assert not {"n", "best_of"} & set(body)
+    assert body["stream"] is True
+    assert ("user" in body) == ("kept" in str(ONE_REPLY[name]))
+
+
+@both_colours
+@pytest.mark.parametrize(("n", "thinks"), [(8, False), (1024, False), (1025, True)])
+def test_claude_thinks_only_where_its_budget_is_below_n(
+    server: FaultServer, colour: str, n: int, *, thinks: bool
+):
+    server.script("blue.")
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    names: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 4000}  # users' aliases
+    chat = ChatAnthropic(base_url=server.url, api_key="test", thinking=thinking, **names)
+    pieces = "It is ", f"<call>{n}</call>", " so."
+    message = asked(relay(chat, *pieces, max_span_tokens=2000, budget=None), colour)
+    assert message.text == "It is blue. so."
+    body = server.served[0].body
+    assert body["max_tokens"] == n
+    assert body.get("thinking") == (thinking if thinks else None)
+
+
+@pytest.mark.parametrize("name", ["n", "best_of", "max_tokens", "max_output_tokens", "stream"])
+def test_fields_that_would_win_over_the_relays_are_refused(server: FaultServer, name: str):
+    with pytest.raises(UsageMistake, match=f"extra_body has {name}, .* max_span_tokens"):
+        through_a_client(server, extra_body={name: 3})
 
 
 # --- the cut on this side -----------------------------------------------------------------------

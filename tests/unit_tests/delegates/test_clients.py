@@ -75,7 +75,7 @@ def test_no_secret_is_in_the_fingerprint():
     import openai
 
     headers = {"Authorization": "Bearer s1", "X-Api-Key": "s2", "X-Team": "a"}
-    body = {"api_key": "s3", "nested": [{"access_token": "s4"}], "max_tokens": 5}
+    body = {"api_key": "s3", "nested": [{"access_token": "s4"}], "min_tokens": 5}
     query = {"sig": "s5"}
     chat = ChatOpenAI(
         model="m", api_key=KEY, default_headers=headers, extra_body=body, default_query=query
@@ -88,7 +88,7 @@ def test_no_secret_is_in_the_fingerprint():
         known = repr(delegate.fingerprint)
         assert not [secret for secret in ("s1", "s2", "s3", "s4", "s5", KEY) if secret in known]
         assert "'X-Team': 'a'" in known
-        assert "'max_tokens': 5" in known
+        assert "'min_tokens': 5" in known
 
 
 def test_what_is_no_plain_data_is_named_by_its_type():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_relay.delegates.continuation import completion_prompt, continue_messages
+from langchain_relay.delegates.continuation import Characters, completion_prompt, continue_messages
 from langchain_relay.engine.values import Mode
 from langchain_relay.errors import UsageMistake
 
@@ -122,3 +122,22 @@ def test_a_chat_template_may_fail(template: str):
 def test_a_chat_template_has_what_transformers_gives_it():
     template = "{% for m in messages %}{{ strftime_now('%Y') }}{% break %}{% endfor %}"
     assert int(completion_prompt(ASKED, "", template)) >= 2026
+
+
+# --- halves of characters -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        (("a \ud83d", "\ude00 b"), "a \U0001f600 b"),  # as hosts cut that think in UTF-16
+        (("a \ud83d\ude00", " b"), "a \U0001f600 b"),
+        (("a \ud83d", "", "\ude00"), "a \U0001f600"),
+        (("a \ud83d", " b"), "a \ufffd b"),
+        (("a \ud83d\ud83d", "\ude00"), "a \ufffd\U0001f600"),
+        (("a \ud83d",), "a \ufffd"),
+    ],
+)
+def test_halves_of_characters_are_joined_or_replaced(pieces: tuple[str, ...], whole: str):
+    characters = Characters()
+    assert "".join([*map(characters.push, pieces), characters.flush()]) == whole

@@ -90,9 +90,39 @@ def test_anything_else_is_refused_with_the_forms(value: Any):
     assert "OpenAIDelegate(" in message
 
 
-def test_a_model_with_settings_bound_is_refused():
-    bound = GenericFakeChatModel(messages=iter(())).bind(temperature=0)
-    assert "without .bind()" in refused(bound)
+FAKE = GenericFakeChatModel(messages=iter(()))
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        FAKE.bind(temperature=0),
+        FAKE.with_config(tags=["a"]),
+        FAKE.with_retry(),
+        FAKE.with_retry().bind(stop=["."]),
+    ],
+)
+def test_a_model_with_settings_bound_is_refused_with_what_to_write(bound: Any):
+    message = refused(bound)
+    assert "without .bind()" in message
+    assert "max_retries=" in message
+
+
+@pytest.mark.parametrize("first", [FAKE, FAKE.bind(temperature=0)])
+def test_a_model_with_fallbacks_is_refused_with_what_to_write(first: Any):
+    assert "FallbackDelegate(first, second)" in refused(first.with_fallbacks([FAKE]))
+
+
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        ("gpt-5-mini", "openai:gpt-5-mini"),
+        (":claude", "openai:claude"),
+        ("anthropic:", "openai:gpt-5-mini"),
+    ],
+)
+def test_the_example_has_the_model_that_was_named(text: str, example: str):
+    assert f'write "provider:model", for example "{example}"' in refused(text)
 
 
 def test_importing_the_delegates_imports_no_vendor_sdk():
