@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_relay.engine.values import (
@@ -17,8 +17,8 @@ from langchain_relay.engine.values import (
     Opened,
     SpanEnd,
     SpanPiece,
-    Usage,
 )
+from langchain_relay.prices import reported_usage
 
 if TYPE_CHECKING:
     from langchain_core.rate_limiters import BaseRateLimiter
@@ -60,24 +60,15 @@ class Received:
 
     def note(self, delta: Delta) -> None:
         """Keep everything but the text, and what no host can mean."""
-        last, usage = self.last, delta.usage
+        last = self.last
         name: Any = delta.model  # hosts put anything there
         self.last = replace(
             last,
-            usage=usage if usage is not None and _is_possible(usage) else last.usage,
+            usage=reported_usage(delta.usage) or last.usage,
             finish=last.finish if delta.finish is None else delta.finish,
             model=name if isinstance(name, str) else last.model,
             cost_usd=last.cost_usd if delta.cost_usd is None else delta.cost_usd,
         )
-
-
-def _is_possible(usage: Usage) -> bool:
-    """Whether a host can mean it: no prompt is empty, and no count is below 0 or no whole number.
-
-    Taken at its word, the first would be free, and the second would give money back.
-    """
-    counts: list[Any] = [count for count in astuple(usage) if count is not None]
-    return all(isinstance(count, int) and count >= 0 for count in counts) and usage.input_tokens > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from langchain_relay.engine.ledger import (
     Reservation,
 )
 from langchain_relay.engine.values import Attempt, BudgetWarning, Charge, Usage
-from langchain_relay.prices import reported_nanousd, reported_usage
+from langchain_relay.prices import reported_nanousd
 
 __all__ = ["EXPIRY_MARGIN_S", "Books"]
 
@@ -200,7 +200,7 @@ class Books:
         worst = self._worst_nanousd
         if last.finish is None:
             return replace(charge, cost_nanousd=worst, estimated=True)
-        usage, reported = reported_usage(last.usage), _reported_nanousd(last.cost_usd)
+        usage, reported = last.usage, _reported_nanousd(last.cost_usd)
         if reported is not None:
             charge = replace(charge, cost_nanousd=reported, price_source="provider")
         elif usage is None:

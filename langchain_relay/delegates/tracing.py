@@ -23,7 +23,6 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 
 from langchain_relay.engine.errors import NANOUSD_PER_USD
 from langchain_relay.engine.values import Attempt, Charge, Delegate, Delta, Usage
-from langchain_relay.prices import reported_usage
 
 if TYPE_CHECKING:
     from langchain_relay.delegates.asks import Received
@@ -177,7 +176,7 @@ def result(received: Received, model: str) -> LLMResult:
     """What the child run ends with; usage only where it was reported with a finish reason."""
     last = received.last
     charge = received.charge
-    usage = reported_usage(last.usage) if last.finish else None
+    usage = last.usage if last.finish else None
     message = AIMessage(
         received.text,
         response_metadata={

@@ -40,15 +40,25 @@ def reported_cost(metadata: Mapping[str, Any]) -> Any:
 
 
 def reported_usage(usage: Usage | None) -> Usage | None:
-    """What a provider counted; `None` if it counted nothing: no prompt is empty.
+    """What a provider counted; `None` if it cannot be: no prompt is empty.
 
-    Counts below 0 would give money back: of the whole input or output they are none, of a part
-    they are left out.
+    Taken at its word an empty one would be free, and counts below 0 would give money back. Those
+    of the whole input or output are none at all, those of a part are left out.
     """
-    if usage is None or usage.input_tokens <= 0 or usage.output_tokens < 0:
+    if usage is None or not (_counts(usage.input_tokens) and _counts(usage.output_tokens)):
         return None
-    below: dict[str, Any] = {name: None for name in _PARTS if (getattr(usage, name) or 0) < 0}
-    return replace(usage, **below) if below else usage
+    if usage.input_tokens == 0:
+        return None
+    wrong: dict[str, Any] = {
+        name: None
+        for name in _PARTS
+        if (part := getattr(usage, name)) is not None and not _counts(part)
+    }
+    return replace(usage, **wrong) if wrong else usage
+
+
+def _counts(count: Any) -> bool:  # hosts put anything there
+    return isinstance(count, int) and count >= 0
 
 
 _PARTS = tuple(part.name for part in fields(Usage))[2:]
