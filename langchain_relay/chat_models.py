@@ -32,7 +32,7 @@ from langchain_core.language_models.chat_models import (
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import PrivateAttr, SkipValidation, model_validator
 
 from langchain_relay import runs
@@ -533,6 +533,27 @@ class RelayChatModel(BaseChatModel):
         async with aclosing(achunks(answer)) as written:
             async for chunk in written:
                 yield chunk
+
+    # --- tools ----------------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Not there yet, and so neither are `with_structured_output` and agents with tools.
+
+        Raises:
+            NotImplementedError: says what to do instead.
+        """
+        raise NotImplementedError(
+            "RelayChatModel takes no tools yet, and with_structured_output and the response_format "
+            "of an agent need them: use it without (create_agent(model, tools=[])), have JSON "
+            "written by a prompt and read by JsonOutputParser, or give the tools to another chat "
+            "model, such as the hosted one"
+        )
 
     # --- run and config of an answer (see runs.py) ----------------------------------------------
 

@@ -515,9 +515,11 @@ def _of_an_agent(budget: Budget, scope: str, *, in_ledger: bool) -> Budget:
     """The budget under the agent's own scope.
 
     Raises:
-        UsageMistake: it limits what only an answer or only a ledger can count.
+        UsageMistake: it is none, or limits what only an answer or only a ledger can count.
     """
     name = "run" if scope == RUN else "thread"
+    if not isinstance(budget, Budget):
+        raise UsageMistake(f"{name}={budget!r}: pass one Budget, such as Budget(usd='0.50')")
     if budget.share is not None:
         raise UsageMistake(
             f"{name}=Budget(share=...): a share is a matter of one answer; give it to the model"

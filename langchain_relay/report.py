@@ -150,8 +150,14 @@ def relay_report(message: BaseMessage) -> RelayReport:
     """Read the report of an answer by `RelayChatModel`, or of its chunks added up.
 
     Raises:
-        UsageMistake: the message was not written by a `RelayChatModel`.
+        UsageMistake: the message was not written by a `RelayChatModel`, or it is no message.
     """
+    if not hasattr(message, "response_metadata"):
+        raise UsageMistake(
+            f"relay_report reads a message, and this is of type {type(message).__name__}: pass the "
+            f"AIMessage a RelayChatModel returned, before an output parser; of an agent's result "
+            f'one of result["messages"]'
+        )
     relay: dict[str, Any] | None = message.response_metadata.get(METADATA_KEY)
     if relay is None or "schema_version" not in relay:
         raise UsageMistake(

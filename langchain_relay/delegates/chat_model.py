@@ -28,7 +28,7 @@ from langchain_relay.delegates.clients import (
     family_of,
     field,
 )
-from langchain_relay.delegates.continuation import Repeated, continue_messages
+from langchain_relay.delegates.continuation import Repeated, check_mode, continue_messages
 from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop
@@ -94,8 +94,8 @@ class ChatModelDelegate(Probing):
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
-        UsageMistake: `mode` is `completion`, which has no chat messages, or `flag` for a class
-            that cannot send one.
+        UsageMistake: `mode` is unknown, `completion`, which has no chat messages, or `flag` for a
+            class that cannot send one.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class ChatModelDelegate(Probing):
         tokenizer: Tokenizer | str | None = None,
         prompt_cache: bool | None = None,
     ) -> None:
+        check_mode(mode)
         if mode == "completion":
             raise UsageMistake(
                 "completion mode sends a raw prompt, which chat models do not take; use "

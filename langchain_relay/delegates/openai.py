@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
@@ -18,6 +18,7 @@ from langchain_relay.delegates.clients import CONTINUE_FLAGS
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
     Repeated,
+    check_mode,
     completion_prompt,
     continue_messages,
 )
@@ -97,7 +98,8 @@ class OpenAIDelegate(Probing):
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
         UnknownDelegate: `client` is no client of the `openai` package.
-        UsageMistake: `api` and `mode` do not go together, or `prompt` is no template.
+        UsageMistake: `api` or `mode` is unknown, they do not go together, or `prompt` is no
+            template.
     """
 
     def __init__(
@@ -385,6 +387,9 @@ def _first(*counts: int | None) -> int | None:
 
 def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:
     """What the user says, completed by what is known of the host."""
+    check_mode(mode)
+    if api is not None and api not in get_args(Api):
+        raise UsageMistake(f"api={api!r}: one of {', '.join(get_args(Api))}, or None")
     known: Mode = "instruct" if rule is None else rule.mode
     if api is None:
         api = "completions" if (mode or known) == "completion" else "chat"

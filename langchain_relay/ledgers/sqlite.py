@@ -75,6 +75,9 @@ SCHEMA = len(MIGRATIONS)
 APPLICATION_ID = 0x72656C61
 """Marks the file as ours ("rela"), so that no other database gets our tables."""
 
+MAGIC = b"SQLite format 3\0"
+"""How every file of SQLite begins that is not empty."""
+
 BALANCE = (
     "settled_nanousd, settled_tokens, settled_calls, booked_nanousd, booked_tokens, booked_calls"
 )
@@ -93,7 +96,7 @@ class SQLiteLedger(StoreLedger):
         timeout_s: How long to wait for other processes.
 
     Raises:
-        UsageMistake: the folder does not exist, or the path is a folder.
+        UsageMistake: the folder does not exist, or the path is a folder or no database.
     """
 
     lost = (sqlite3.Error,)
@@ -239,7 +242,16 @@ def _usable(path: str | Path) -> Path:
         raise UsageMistake(f"{found} is a folder; name a file in it, such as {found / 'spent.db'}")
     if not found.parent.is_dir():
         raise UsageMistake(f"the folder {found.parent} does not exist; make it, or use another one")
+    if found.is_file() and not _may_be_a_database(found):
+        raise UsageMistake(f"{found} is no database of SQLite; use another file")
     return found
+
+
+def _may_be_a_database(path: Path) -> bool:
+    """Whether the file is empty or begins like one; who may not read it learns that later."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(MAGIC)) in (b"", MAGIC)
+    return True
 
 
 def _prepare(db: sqlite3.Connection, path: Path, timeout_s: float) -> None:
