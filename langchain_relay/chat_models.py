@@ -80,6 +80,14 @@ DEFAULT_LEDGER = MemoryLedger()
 
 _NO_BOUND = 2**62
 
+_READ_ONCE = frozenset(
+    {
+        *("model", "delegate", "adapter", "n_ctx", "n_threads", "n_gpu_layers"),
+        *("max_concurrency", "prices", "local_usd_per_hour", "ledger"),
+    }
+)
+"""Fields that something is made of when the model is made; later values would change nothing."""
+
 
 class RelayChatModel(BaseChatModel):
     """A chat model in which a small local model writes and a hosted one helps with a few tokens.
@@ -238,6 +246,7 @@ class RelayChatModel(BaseChatModel):
     _local_price: LocalPrice | None = PrivateAttr()
     _warned_of: set[str] = PrivateAttr(default_factory=set)
     _ledger: Ledger = PrivateAttr()
+    _checked_budgets: tuple[Budget | Allowance, ...] = PrivateAttr()
     _other_locals: dict[str, LocalModel] = PrivateAttr(default_factory=dict)
 
     # --- construction ---------------------------------------------------------------------------
@@ -268,13 +277,44 @@ class RelayChatModel(BaseChatModel):
             hour = self.local_usd_per_hour
             self._local_price = None if hour is None else LocalPrice(hour)
             self._ledger = DEFAULT_LEDGER if self.ledger is None else ledger_from(self.ledger)
-            self._check_budgets(budgets(self.budget), None)
+            self._checked_budgets = budgets(self.budget)
+            self._check_budgets(self._checked_budgets, None)
         return self
 
     @model_validator(mode="after")
     def _set_relay_version(self) -> Self:
         self._add_version("langchain-relay", version("langchain-relay"))
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with an `update` it is made anew, so that all of it is read and checked.
+
+        A ledger that is not updated stays the same one.
+
+        Raises:
+            UsageMistake: a value of `update` cannot be used.
+        """
+        copied = super().model_copy(deep=deep)
+        if not update:
+            return copied
+        given = {name: getattr(copied, name) for name in copied.model_fields_set}
+        made = type(self)(**{**given, **update})
+        if "ledger" not in update:
+            made._ledger = self._ledger  # noqa: SLF001 - the same class
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a value that nobody would read.
+
+        Raises:
+            UsageMistake: the field is read once, when the model is made.
+        """
+        if name in _READ_ONCE:
+            raise UsageMistake(
+                f"{name}= is read once, when a RelayChatModel is made: "
+                f"model.model_copy(update={{{name!r}: ...}}) makes another one"
+            )
+        super().__setattr__(name, value)
 
     def _local_model(self, model: str | Path | LocalModel) -> LocalModel:
         if not isinstance(model, str | Path):
@@ -374,7 +414,7 @@ class RelayChatModel(BaseChatModel):
         policy = {"auto": self.policy, "never": Never(), "always": Always()}[delegation]
         hosted_model = kwargs.get("delegate_model")
         given = (*budgets(self.budget), *budgets(kwargs.get("budget")))
-        if hosted_model is not None or kwargs.get("budget") is not None:
+        if hosted_model is not None or given != self._checked_budgets:
             self._check_budgets(given, hosted_model)
         config = runs.config_of(run)
         allowances = tuple(allowance(one, answer_id, config) for one in given)
@@ -649,6 +689,11 @@ class RelayChatModel(BaseChatModel):
     # --- what LangChain asks about the model ----------------------------------------------------
 
     @property
+    def model_name(self) -> str:
+        """The local model's name. LangChain's agents read it, and would take `model` for one."""
+        return self._local.name
+
+    @property
     def _llm_type(self) -> str:
         return "relay"
 
@@ -674,7 +719,9 @@ class RelayChatModel(BaseChatModel):
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "relay"
         named = kwargs.get("model") or self._local
-        params["ls_model_name"] = str(named) if isinstance(named, str | Path) else named.name
+        params["ls_model_name"] = (
+            str(named) if isinstance(named, str | Path) else getattr(named, "name", repr(named))
+        )
         return params
 
     def get_num_tokens(self, text: str) -> int:

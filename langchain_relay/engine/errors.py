@@ -92,7 +92,8 @@ class BudgetExceeded(RelayError):
         self.scope = scope
         self.window = window
         need, most, rest = (amount_text(value, unit) for value in (needed, limit, left))
-        whose = f"this {scope}" if window is None else f"this {scope} in the {window}"
+        whose = "everybody" if scope == "global" else f"this {scope}"
+        whose = whose if window is None else f"{whose} in the {window}"
         super().__init__(
             f"this hand-over may need {need}, and of {most} for {whose} there is left: {rest}; "
             f"raise Budget({unit}=...)" + (" or lower max_span_tokens" if unit == "usd" else "")

@@ -496,3 +496,9 @@ def test_a_relay_among_fallbacks_is_refused() -> None:
     with pytest.raises(errors.UsageMistake, match="with_fallbacks"):
         agent.invoke({"messages": [("user", "Why?")]})
     assert setting.requests == 0
+
+
+@pytest.mark.parametrize("wrong", [3, "0.50", [Budget(calls=1)]])
+def test_a_limit_that_is_no_budget_is_refused(wrong: Any):
+    with pytest.raises(errors.UsageMistake, match="run="):
+        RelayBudgetMiddleware(run=wrong)

@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate, resolve
 from langchain_relay.delegates.resolve import resolve_delegate
-from langchain_relay.engine.errors import MissingExtra, UnknownDelegate
+from langchain_relay.engine.errors import MissingExtra, UnknownDelegate, UsageMistake
 from langchain_relay.testing import ScriptedDelegate
 
 
@@ -83,6 +83,26 @@ def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch, langc
     assert "OPENAI_API_KEY" in refused("openai:gpt-5-mini")
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "address"),
+    [
+        ("anthropic:claude-haiku-4-5", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+        ("mistralai:mistral-small", "MISTRAL_API_KEY", "MISTRAL_BASE_URL"),
+    ],
+)
+def test_a_missing_key_is_named_where_the_class_does_not_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, key: str, address: str
+):
+    monkeypatch.delenv(key, raising=False)
+    monkeypatch.delenv(address, raising=False)
+    assert key in refused(text)
+    monkeypatch.setenv(address, "http://127.0.0.1:9")
+    resolve_delegate(text)  # a gateway may ask for none
+    monkeypatch.delenv(address)
+    monkeypatch.setenv(key, "k")
+    resolve_delegate(text)
+
+
 @pytest.mark.parametrize("value", [None, 3, object(), ScriptedDelegate, ChatOpenAI, ["openai:x"]])
 def test_anything_else_is_refused_with_the_forms(value: Any):
     message = refused(value)
@@ -105,3 +125,18 @@ print([name for name in {heavy} if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("wrong", ["prefil", "", 3])
+def test_an_unknown_mode_is_refused_with_those_there_are(wrong: Any):
+    said = f"mode={wrong!r}: one of prefill, flag"
+    with pytest.raises(UsageMistake, match=said):
+        ChatModelDelegate(GenericFakeChatModel(messages=iter(())), mode=wrong)
+    with pytest.raises(UsageMistake, match=said):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", mode=wrong)
+
+
+def test_an_unknown_api_is_refused_with_those_there_are():
+    wrong: Any = "response"
+    with pytest.raises(UsageMistake, match=r"api='response': one of chat, responses"):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", api=wrong)
