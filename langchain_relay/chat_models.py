@@ -80,12 +80,10 @@ DEFAULT_LEDGER = MemoryLedger()
 
 _NO_BOUND = 2**62
 
-_READ_ONCE = frozenset(
-    {
-        *("model", "delegate", "adapter", "n_ctx", "n_threads", "n_gpu_layers"),
-        *("max_concurrency", "prices", "local_usd_per_hour", "ledger"),
-    }
-)
+_OF_THE_ENGINE = frozenset({"adapter", "n_ctx", "n_threads", "n_gpu_layers", "max_concurrency"})
+"""Fields for an engine that is made here, of a `model` that names a file."""
+
+_READ_ONCE = _OF_THE_ENGINE | {"model", "delegate", "prices", "local_usd_per_hour", "ledger"}
 """Fields that something is made of when the model is made; later values would change nothing."""
 
 
@@ -270,6 +268,7 @@ class RelayChatModel(BaseChatModel):
     def _prepare_relay(self) -> Self:
         with translated():
             check_fields(self)
+            self._warn_of_unread_settings()
             self._hosted = resolve_delegate(self.delegate)
             self._local = self._local_model(self.model)
             self._check_roles(self._local)
@@ -285,6 +284,18 @@ class RelayChatModel(BaseChatModel):
     def _set_relay_version(self) -> Self:
         self._add_version("langchain-relay", version("langchain-relay"))
         return self
+
+    def _warn_of_unread_settings(self) -> None:
+        """A model that is an object brings its own engine; settings of one would do nothing."""
+        if isinstance(self.model, str | Path):
+            return
+        unread = sorted(_OF_THE_ENGINE & self.model_fields_set)
+        if unread:
+            warnings.warn(
+                f"RelayChatModel ignores {', '.join(f'{name}=' for name in unread)}: "
+                f"{type(self.model).__name__} has settings of its own, so give them to it",
+                stacklevel=4,
+            )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy; with an `update` it is made anew, so that all of it is read and checked.

@@ -9,6 +9,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.language_models import BaseChatModel
+
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, Sampling
@@ -84,6 +86,11 @@ def check_fields(model: RelayChatModel) -> None:
 
 def _check_local(model: object) -> None:
     if not isinstance(model, str | Path) and not callable(getattr(model, "open", None)):
+        if isinstance(model, BaseChatModel):
+            raise UsageMistake(
+                f"model= is the local model, which writes; {type(model).__name__} goes to "
+                f"delegate=. Pass an alias, a path to a .gguf, or a LlamaCppModel"
+            )
         raise UsageMistake(f"model={model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel")
 
 

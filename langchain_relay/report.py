@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
+from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text, whose
 from langchain_relay.engine.values import Charge, Span
 from langchain_relay.errors import UsageMistake
 from langchain_relay.messages import METADATA_KEY
@@ -163,8 +163,8 @@ def _reason(event: dict[str, Any]) -> str | None:
         return f"denied: {event['reason']}"
     amounts = (amount_text(event[name], event["unit"]) for name in ("needed", "left", "limit"))
     needed, left, limit = amounts
-    whose = ", ".join(filter(None, (event["scope"], event["window"])))
-    return f"denied: {needed} needed, {left} of {limit} left ({whose})"
+    limited = whose(event["scope"], event["window"])
+    return f"denied: {needed} needed, {left} of {limit} left for {limited}"
 
 
 def relay_report(message: BaseMessage) -> RelayReport:

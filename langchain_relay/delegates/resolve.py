@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableWithFallbacks
 
 from langchain_relay.engine.values import Delegate
 from langchain_relay.errors import MissingExtra, UnknownDelegate
@@ -56,7 +57,13 @@ def resolve_delegate(value: object) -> Delegate:
     if isinstance(getattr(value, "bound", None), BaseChatModel):
         raise UnknownDelegate(
             "a chat model with settings bound to it cannot be a delegate; pass the chat model "
-            "itself, without .bind(), and give the settings to its constructor"
+            "itself, without .bind(), .with_config() or .with_retry(), and give the settings to "
+            "its constructor; RelayChatModel retries itself (max_retries=)"
+        )
+    if isinstance(value, RunnableWithFallbacks):
+        raise UnknownDelegate(
+            "a chat model .with_fallbacks() cannot be a delegate; write FallbackDelegate(first, "
+            "second), which goes on from what arrived"
         )
     if isinstance(value, type) or not isinstance(value, Delegate):
         what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

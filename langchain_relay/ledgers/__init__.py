@@ -59,8 +59,8 @@ def ledger_from(where: str | Path | Ledger) -> Ledger:
             is SQLite's.
 
     Raises:
-        UsageMistake: no ledger goes by that name, the path's folder does not exist, or `where` is
-            nothing of all this.
+        UsageMistake: no ledger goes by that name, the path's folder does not exist, its file is no
+            database, or `where` is nothing of all this.
         MissingExtra: the client of that store is not installed.
     """
     if not isinstance(where, str | Path):
@@ -89,9 +89,11 @@ def ledger_from(where: str | Path | Ledger) -> Ledger:
 
 
 def _sqlite(path: str | Path) -> Ledger:
-    from langchain_relay.ledgers.sqlite import SQLiteLedger
+    from langchain_relay.ledgers.sqlite import SQLiteLedger, require_database
 
-    return SQLiteLedger(path)
+    ledger = SQLiteLedger(path)
+    require_database(ledger.path)
+    return ledger
 
 
 def __getattr__(name: str) -> type:

@@ -84,6 +84,17 @@ BALANCE = (
 ATTEMPT = "id, key, model, at, expires_at, worst_nanousd, worst_tokens, worst_calls, state"
 
 
+def require_database(path: Path) -> None:
+    """Refuse a file that is neither empty nor a database: it would refuse every hand-over.
+
+    Raises:
+        UsageMistake: it begins otherwise.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(MAGIC)) not in (b"", MAGIC):
+            raise UsageMistake(f"{path} is no database of SQLite; use another file")
+
+
 class SQLiteLedger(StoreLedger):
     """A ledger in a file, shared by the threads and processes of one machine.
 
@@ -96,7 +107,7 @@ class SQLiteLedger(StoreLedger):
         timeout_s: How long to wait for other processes.
 
     Raises:
-        UsageMistake: the folder does not exist, or the path is a folder or no database.
+        UsageMistake: the folder does not exist, or the path is a folder.
     """
 
     lost = (sqlite3.Error,)
@@ -242,16 +253,7 @@ def _usable(path: str | Path) -> Path:
         raise UsageMistake(f"{found} is a folder; name a file in it, such as {found / 'spent.db'}")
     if not found.parent.is_dir():
         raise UsageMistake(f"the folder {found.parent} does not exist; make it, or use another one")
-    if found.is_file() and not _may_be_a_database(found):
-        raise UsageMistake(f"{found} is no database of SQLite; use another file")
     return found
-
-
-def _may_be_a_database(path: Path) -> bool:
-    """Whether the file is empty or begins like one; who may not read it learns that later."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        return file.read(len(MAGIC)) in (b"", MAGIC)
-    return True
 
 
 def _prepare(db: sqlite3.Connection, path: Path, timeout_s: float) -> None:

@@ -209,7 +209,7 @@ class LlamaCppModel:
         """The engine; a new one if there is none, or if the last one failed or was forked away."""
         with self._lock:
             if self._closed:
-                raise LocalModelError(f"the local model {self.name!r} was closed")
+                raise LocalModelError(f"the local model {self.name!r} was closed: make another one")
             if self._engine is None or not self._engine.alive:
                 if self._leave is not None:
                     self._leave.detach()

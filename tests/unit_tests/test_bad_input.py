@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import HumanMessage
 
 from langchain_relay import Budget, RelayChatModel, errors, policies
@@ -248,3 +249,14 @@ def test_an_assigned_budget_in_usd_needs_a_price_too() -> None:
     model.budget = Budget(usd="0.01")
     with pytest.raises(errors.PriceUnknown, match="prices="):
         model.invoke("?")
+
+
+def test_a_chat_model_in_the_place_of_the_local_one_is_sent_to_the_other() -> None:
+    chat = GenericFakeChatModel(messages=iter(()))
+    with pytest.raises(errors.UsageMistake, match="GenericFakeChatModel goes to delegate="):
+        relay(model=chat)
+
+
+def test_settings_of_an_engine_beside_a_model_that_has_one_are_named() -> None:
+    with pytest.warns(UserWarning, match="ignores n_ctx=, n_threads=: ScriptedLocal has"):
+        relay(n_ctx=100, n_threads=1)

@@ -68,7 +68,7 @@ def test_a_report_says_why_hand_overs_failed_or_were_denied():
     failed = answer(delegate=FailingDelegate(ConnectionError("no [route]"), times=9), max_retries=0)
     assert "\nwhy: failed: ConnectionError: no [route]\n" in str(relay_report(failed))
     denied = answer(budget=Budget(calls=0, scope="global", window="day"))
-    assert "\nwhy: denied: 1 call needed, 0 calls of 0 calls left (global, day " in str(
+    assert "\nwhy: denied: 1 call needed, 0 calls of 0 calls left for everybody in the day " in str(
         relay_report(denied)
     )
     malformed = answer(model=ScriptedLocal("a ", "<call>x</call>", "b"))

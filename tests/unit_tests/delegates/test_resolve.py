@@ -140,3 +140,8 @@ def test_an_unknown_api_is_refused_with_those_there_are():
     wrong: Any = "response"
     with pytest.raises(UsageMistake, match=r"api='response': one of chat, responses"):
         OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", api=wrong)
+
+
+def test_a_model_with_fallbacks_is_sent_to_the_delegate_with_some():
+    first, second = (GenericFakeChatModel(messages=iter(())) for _ in range(2))
+    assert "FallbackDelegate(" in refused(first.with_fallbacks([second]))
