@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +105,13 @@ def _chat_model(text: str, provider: str, model: str) -> BaseChatModel:
         ) from e
     except Exception as e:  # each provider has its own errors for a missing key
         if "Unsupported provider" in str(e):
+            # The error lists the providers there are.
+            known = set(re.findall(r"\w+", str(e))) - {provider}
+            near = "".join(get_close_matches(provider, known, n=1))
+            hint = f"; did you mean {f'{near}:{model}'!r}?" if near else ""
             raise UnknownDelegate(
                 f"the delegate {text!r} names the provider {provider!r}, which LangChain's "
-                f"init_chat_model does not know; use {_FORMS}"
+                f"init_chat_model does not know{hint or '; use ' + _FORMS}"
             ) from e
         raise _not_set_up(text, provider, e) from e
     if not isinstance(chat, BaseChatModel):

@@ -65,6 +65,8 @@ def test_a_string_that_names_no_provider_is_refused_with_the_forms(text: str):
 
 def test_an_unknown_provider_is_refused():
     assert "'nosuch'" in refused("nosuch:model")
+    assert "LocalDelegate" in refused("nosuch:model")
+    assert "did you mean 'openai:gpt-5-mini'?" in refused("opnai:gpt-5-mini")
 
 
 def test_a_provider_whose_package_is_missing_says_what_to_install():
