@@ -21,32 +21,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
 from uuid import uuid4
 
-from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
-from langchain.agents.middleware.types import (
-    ExtendedModelResponse,
-    ModelRequest,
-    ModelResponse,
-    PrivateStateAttr,
-    ToolCallRequest,
-)
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from langchain_core.runnables import RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import RunnableConfigurableFields
-from langgraph.config import get_config
-from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
-from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
-from langgraph.types import Command, interrupt
 
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.chat_models import RelayChatModel
 from langchain_relay.checks import budgets
 from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text
 from langchain_relay.engine.ledger import Account, Amount, Ledger
-from langchain_relay.errors import BudgetExceeded, LedgerError, UsageMistake
+from langchain_relay.errors import BudgetExceeded, LedgerError, MissingExtra, UsageMistake
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import METADATA_KEY
 from langchain_relay.schema import CALL_DENIED
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
+    from langchain.agents.middleware.types import (
+        ExtendedModelResponse,
+        ModelRequest,
+        ModelResponse,
+        PrivateStateAttr,
+        ToolCallRequest,
+    )
+    from langgraph.config import get_config
+    from langgraph.runtime import Runtime  # noqa: TC002 - LangGraph reads the annotations
+    from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
+    from langgraph.types import Command, interrupt
+except ImportError as error:
+    raise MissingExtra(
+        "langchain_relay.middleware is for LangChain's agents: pip install langchain"
+    ) from error
 
 __all__ = ["ExitBehavior", "RelayBudgetMiddleware"]
 

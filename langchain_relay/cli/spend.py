@@ -229,7 +229,9 @@ def draw(rows: Rows, by: Sequence[str], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("--plot needs matplotlib: pip install langchain-relay[plot]") from error
+        raise MissingExtra(
+            '--plot needs matplotlib: pip install "langchain-relay[plot]"'
+        ) from error
     bars = list(dict.fromkeys(group[0] for group in rows))
     parts = list(dict.fromkeys(group[1:] for group in rows))
     figure = Figure(figsize=(max(6.0, 0.5 * len(bars) + 3), 4.5), layout="constrained")

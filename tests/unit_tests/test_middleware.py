@@ -502,3 +502,10 @@ def test_a_relay_among_fallbacks_is_refused() -> None:
 def test_a_limit_that_is_no_budget_is_refused(wrong: Any):
     with pytest.raises(errors.UsageMistake, match="run="):
         RelayBudgetMiddleware(run=wrong)
+
+
+def test_without_langchain_it_says_what_to_install():
+    code = "import sys; sys.modules['langchain'] = None; import langchain_relay.middleware"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingExtra" in done.stderr
+    assert "pip install langchain" in done.stderr
