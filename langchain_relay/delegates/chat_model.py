@@ -44,7 +44,7 @@ from langchain_relay.delegates.tokenizers import (
     vocabulary_of,
 )
 from langchain_relay.engine.values import Attempt, Delta, Mode
-from langchain_relay.errors import UsageMistake
+from langchain_relay.errors import UnknownDelegate, UsageMistake
 
 __all__ = ["ChatModelDelegate"]
 
@@ -94,6 +94,7 @@ class ChatModelDelegate(Probing):
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
+        UnknownDelegate: `model` is no chat model.
         UsageMistake: `mode` is unknown, `completion`, which has no chat messages, or `flag` for a
             class that cannot send one.
     """
@@ -110,6 +111,10 @@ class ChatModelDelegate(Probing):
         prompt_cache: bool | None = None,
     ) -> None:
         check_mode(mode)
+        if not isinstance(model, BaseChatModel):
+            raise UnknownDelegate(
+                f"ChatModelDelegate takes a LangChain chat model, not {type(model).__name__}"
+            )
         if mode == "completion":
             raise UsageMistake(
                 "completion mode sends a raw prompt, which chat models do not take; use "

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIDelegate"]
 
 Api = Literal["chat", "responses", "completions"]
+LimitName = Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
 
 
 class OpenAIDelegate(Probing):
@@ -111,8 +112,7 @@ class OpenAIDelegate(Probing):
         api: Api | None = None,
         mode: Mode | None = None,
         flag: Spelling | None = None,
-        limit_name: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
-        | None = None,
+        limit_name: LimitName | None = None,
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -120,6 +120,7 @@ class OpenAIDelegate(Probing):
         prompt_cache: bool | None = None,
     ) -> None:
         check_tokenizer(tokenizer)
+        _check_names(flag, limit_name)
         self._for_model = partial(
             OpenAIDelegate,
             client,
@@ -408,6 +409,20 @@ def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> 
             "api='chat', or mode='instruct'"
         )
     return api, mode
+
+
+def _check_names(flag: Spelling | None, limit_name: LimitName | None) -> None:
+    """A misspelt name would be sent as it stands.
+
+    Raises:
+        UsageMistake: a name that nobody knows.
+    """
+    for name, value, known in (
+        ("flag", flag, get_args(Spelling)),
+        ("limit_name", limit_name, get_args(LimitName)),
+    ):
+        if value is not None and value not in known:
+            raise UsageMistake(f"{name}={value!r}: one of {', '.join(known)}, or None")
 
 
 def _limit_name(base_url: str, api: str) -> str:

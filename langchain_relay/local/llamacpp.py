@@ -327,6 +327,8 @@ def _prefix_files(settings: LlamaSettings, context: Context) -> PrefixFiles:
 
 
 def _at_least_one(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageMistake(f"{name}={value!r}: a whole number is needed")
     if value < 1:
         raise UsageMistake(f"{name}={value!r} is out of range; it must be at least 1")
     return value

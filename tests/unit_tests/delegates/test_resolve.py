@@ -147,3 +147,16 @@ def test_an_unknown_api_is_refused_with_those_there_are():
 def test_a_model_with_fallbacks_is_sent_to_the_delegate_with_some():
     first, second = (GenericFakeChatModel(messages=iter(())) for _ in range(2))
     assert "FallbackDelegate(" in refused(first.with_fallbacks([second]))
+
+
+@pytest.mark.parametrize("field", ["flag", "limit_name"])
+def test_an_unknown_name_of_the_wire_is_refused_with_those_there_are(field: str):
+    wrong: Any = {field: "prefx"}
+    with pytest.raises(UsageMistake, match=f"{field}='prefx': one of (prefix|max_tokens), "):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", **wrong)
+
+
+def test_what_is_no_chat_model_is_not_wrapped():
+    wrong: Any = "openai:gpt-5-mini"
+    with pytest.raises(UnknownDelegate, match="chat model, not str"):
+        ChatModelDelegate(wrong)
