@@ -20,14 +20,15 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import LangSmithParams
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr, SkipValidation, model_validator
 
 from langchain_relay import runs
@@ -48,7 +49,7 @@ from langchain_relay.delegates.window import DraftWindow
 from langchain_relay.engine.ledger import Ledger, MemoryLedger
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, LocalModel
-from langchain_relay.errors import translated
+from langchain_relay.errors import UsageMistake, translated
 from langchain_relay.ledgers import ledger_from
 from langchain_relay.messages import Cumulative, turns
 from langchain_relay.offline import offline
@@ -68,6 +69,12 @@ __all__ = ["DEFAULT_LEDGER", "Delegation", "RelayChatModel"]
 
 DEFAULT_LEDGER = MemoryLedger()
 """Where spending is kept unless `ledger` says otherwise: in this process."""
+
+_OF_THE_ENGINE = frozenset({"adapter", "n_ctx", "n_threads", "n_gpu_layers", "max_concurrency"})
+"""Fields for an engine that is made here, of a `model` that names a file."""
+
+_READ_ONCE = _OF_THE_ENGINE | {"model", "delegate", "prices", "local_usd_per_hour", "ledger"}
+"""Fields that something is made of when the model is made; later values would change nothing."""
 
 
 class RelayChatModel(RunBoundChatModel):
@@ -227,6 +234,7 @@ class RelayChatModel(RunBoundChatModel):
     _local_price: LocalPrice | None = PrivateAttr()
     _warned_of: set[str] = PrivateAttr(default_factory=set)
     _ledger: Ledger = PrivateAttr()
+    _checked_budgets: tuple[Budget | Allowance, ...] = PrivateAttr()
     _other_locals: dict[str, LocalModel] = PrivateAttr(default_factory=dict)
 
     # --- construction ---------------------------------------------------------------------------
@@ -250,6 +258,7 @@ class RelayChatModel(RunBoundChatModel):
     def _prepare_relay(self) -> Self:
         with translated():
             check_fields(self)
+            self._warn_of_unread_settings()
             self._hosted = resolve_delegate(self.delegate)
             self._local = self._local_model(self.model)
             check_roles(self._hosted, self._local)
@@ -257,13 +266,56 @@ class RelayChatModel(RunBoundChatModel):
             hour = self.local_usd_per_hour
             self._local_price = None if hour is None else LocalPrice(hour)
             self._ledger = DEFAULT_LEDGER if self.ledger is None else ledger_from(self.ledger)
-            self._roster.check_budgets(budgets(self.budget), None, self._warned_of)
+            self._checked_budgets = budgets(self.budget)
+            self._roster.check_budgets(self._checked_budgets, None, self._warned_of)
         return self
 
     @model_validator(mode="after")
     def _set_relay_version(self) -> Self:
         self._add_version("langchain-relay", version("langchain-relay"))
         return self
+
+    def _warn_of_unread_settings(self) -> None:
+        """A model that is an object brings its own engine; settings of one would do nothing."""
+        if isinstance(self.model, str | Path):
+            return
+        unread = sorted(_OF_THE_ENGINE & self.model_fields_set)
+        if unread:
+            warnings.warn(
+                f"RelayChatModel ignores {', '.join(f'{name}=' for name in unread)}: "
+                f"{type(self.model).__name__} has settings of its own, so give them to it",
+                stacklevel=4,
+            )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with an `update` it is made anew, so that all of it is read and checked.
+
+        A ledger that is not updated stays the same one.
+
+        Raises:
+            UsageMistake: a value of `update` cannot be used.
+        """
+        copied = super().model_copy(deep=deep)
+        if not update:
+            return copied
+        given = {name: getattr(copied, name) for name in copied.model_fields_set}
+        made = type(self)(**{**given, **update})
+        if "ledger" not in update:
+            made._ledger = self._ledger  # noqa: SLF001 - the same class
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a value that nobody would read.
+
+        Raises:
+            UsageMistake: the field is read once, when the model is made.
+        """
+        if name in _READ_ONCE:
+            raise UsageMistake(
+                f"{name}= is read once, when a RelayChatModel is made: "
+                f"model.model_copy(update={{{name!r}: ...}}) makes another one"
+            )
+        super().__setattr__(name, value)
 
     def _local_model(self, model: str | Path | LocalModel) -> LocalModel:
         if not isinstance(model, str | Path):
@@ -302,7 +354,7 @@ class RelayChatModel(RunBoundChatModel):
         run = runs.current(run_manager)
         answer_id = runs.answer_id(run)
         call = settled(self, stop, kwargs)
-        if call.hosted_model is not None or kwargs.get("budget") is not None:
+        if call.hosted_model is not None or call.budgets != self._checked_budgets:
             self._roster.check_budgets(call.budgets, call.hosted_model, self._warned_of)
         config = runs.config_of(run)
         allowances = tuple(allowance(one, answer_id, config) for one in call.budgets)
@@ -436,7 +488,33 @@ class RelayChatModel(RunBoundChatModel):
             async for chunk in written:
                 yield chunk
 
+    # --- tools ----------------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Not there yet, and so neither are `with_structured_output` and agents with tools.
+
+        Raises:
+            NotImplementedError: says what to do instead.
+        """
+        raise NotImplementedError(
+            "RelayChatModel takes no tools yet, and with_structured_output and the response_format "
+            "of an agent need them: use it without (create_agent(model, tools=[])), have JSON "
+            "written by a prompt and read by JsonOutputParser, or give the tools to another chat "
+            "model, such as the hosted one"
+        )
+
     # --- what LangChain asks about the model ----------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """The local model's name. LangChain's agents read it, and would take `model` for one."""
+        return self._local.name
 
     @property
     def _llm_type(self) -> str:
@@ -464,7 +542,9 @@ class RelayChatModel(RunBoundChatModel):
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "relay"
         named = kwargs.get("model") or self._local
-        params["ls_model_name"] = str(named) if isinstance(named, str | Path) else named.name
+        params["ls_model_name"] = (
+            str(named) if isinstance(named, str | Path) else getattr(named, "name", repr(named))
+        )
         return params
 
     def get_num_tokens(self, text: str) -> int:

@@ -9,6 +9,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.language_models import BaseChatModel
+
 from langchain_relay.budget import Allowance, Budget
 from langchain_relay.engine.policy import Policy
 from langchain_relay.engine.values import Delegate, Sampling
@@ -72,10 +74,7 @@ def check_fields(model: RelayChatModel) -> None:
         raise UsageMistake(f"timeout={model.timeout}: seconds above 0, or None for no deadline")
     if isinstance(model.policy, type) or not isinstance(model.policy, Policy):
         raise UsageMistake(f"policy={model.policy!r}: pass a policy, such as CallTokens()")
-    if not isinstance(model.model, str | Path) and not callable(getattr(model.model, "open", None)):
-        raise UsageMistake(
-            f"model={model.model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel"
-        )
+    _check_local(model.model)
     budgets(model.budget)
     redact: object = model.redact
     if redact is not None and (not callable(redact) or iscoroutinefunction(redact)):
@@ -83,6 +82,16 @@ def check_fields(model: RelayChatModel) -> None:
             f"redact={redact!r}: pass a plain function from a text to the redacted text; it "
             f"runs in a thread where answers are awaited"
         )
+
+
+def _check_local(model: object) -> None:
+    if not isinstance(model, str | Path) and not callable(getattr(model, "open", None)):
+        if isinstance(model, BaseChatModel):
+            raise UsageMistake(
+                f"model= is the local model, which writes; {type(model).__name__} goes to "
+                f"delegate=. Pass an alias, a path to a .gguf, or a LlamaCppModel"
+            )
+        raise UsageMistake(f"model={model!r}: pass an alias, a path to a .gguf, or a LlamaCppModel")
 
 
 def budgets(given: object) -> tuple[Budget | Allowance, ...]:
@@ -140,4 +149,12 @@ def check_per_call(kwargs: Mapping[str, Any]) -> None:
         )
     if kwargs.get("delegation") not in (None, "auto", "never", "always"):
         raise UsageMistake(f"delegation={kwargs['delegation']!r}: use 'auto', 'never' or 'always'")
+    named = kwargs.get("delegate_model")
+    if named is not None and not isinstance(named, str):
+        raise UsageMistake(
+            f"delegate_model={named!r}: the name of another model at the delegate's host, such as "
+            f"'gpt-5-mini'"
+        )
+    if kwargs.get("model") is not None:
+        _check_local(kwargs["model"])
     _check_ranges(kwargs)

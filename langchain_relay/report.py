@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.engine.errors import NANOUSD_PER_USD
+from langchain_relay.engine.errors import NANOUSD_PER_USD, amount_text, whose
 from langchain_relay.engine.values import Charge, Span
 from langchain_relay.errors import UsageMistake
 from langchain_relay.messages import METADATA_KEY
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DELEGATED_STYLE = "bold magenta"
+REASON_CHARS = 300
 DELEGATED_CSS = "background:#f3d9fa;color:#5f1a7a;border-radius:3px;padding:0 2px"
 
 
@@ -41,6 +42,7 @@ class RelayReport:
         estimated: Part of the cost is a reserved worst case, because no usage was reported.
         local_ms: Milliseconds of local work, where they were priced.
         local_cost_nanousd: What they cost at `local_usd_per_hour`; `None`: no price was given.
+        reasons: Why hand-overs were denied or failed, each reason once.
     """
 
     spans: tuple[Span, ...]
@@ -56,6 +58,7 @@ class RelayReport:
     estimated: bool
     local_ms: int | None = None
     local_cost_nanousd: int | None = None
+    reasons: tuple[str, ...] = ()
 
     @property
     def total_cost_nanousd(self) -> int | None:
@@ -82,6 +85,7 @@ class RelayReport:
         return [
             ("spans", str(len(self.spans))),
             ("calls", f"{self.calls} ({self.denied} denied, {self.failed} failed)"),
+            *(("why", reason) for reason in self.reasons),
             ("local tokens", str(self.local_tokens)),
             ("delegated tokens", f"{self.delegated_tokens} ({self.delegated_share:.1%})"),
             *self._cached(),
@@ -119,7 +123,7 @@ class RelayReport:
             text.append(span.text, style=DELEGATED_STYLE if span.author == "delegate" else "")
         table = Table(show_header=False, box=None)
         for name, value in self._rows():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # not markup: an error may have brackets
         return Group(text, table)
 
     def _repr_html_(self) -> str:
@@ -146,12 +150,35 @@ def usd(nanousd: int | None) -> str:
     return f"{whole}.{rest:09d}".rstrip("0").rstrip(".") + " USD"
 
 
+def _reasons(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(reason for event in events if (reason := _reason(event))))
+
+
+def _reason(event: dict[str, Any]) -> str | None:
+    if event["type"] == CALL_FAILED:
+        return f"failed: {' '.join(str(event['error']).split())[:REASON_CHARS]}"
+    if event["type"] != CALL_DENIED:
+        return None
+    if event["unit"] is None:
+        return f"denied: {event['reason']}"
+    amounts = (amount_text(event[name], event["unit"]) for name in ("needed", "left", "limit"))
+    needed, left, limit = amounts
+    limited = whose(event["scope"], event["window"])
+    return f"denied: {needed} needed, {left} of {limit} left for {limited}"
+
+
 def relay_report(message: BaseMessage) -> RelayReport:
     """Read the report of an answer by `RelayChatModel`, or of its chunks added up.
 
     Raises:
-        UsageMistake: the message was not written by a `RelayChatModel`.
+        UsageMistake: the message was not written by a `RelayChatModel`, or it is no message.
     """
+    if not hasattr(message, "response_metadata"):
+        raise UsageMistake(
+            f"relay_report reads a message, and this is of type {type(message).__name__}: pass the "
+            f"AIMessage a RelayChatModel returned, before an output parser; of an agent's result "
+            f'one of result["messages"]'
+        )
     relay: dict[str, Any] | None = message.response_metadata.get(METADATA_KEY)
     if relay is None or "schema_version" not in relay:
         raise UsageMistake(
@@ -181,4 +208,5 @@ def relay_report(message: BaseMessage) -> RelayReport:
         estimated=any(charge.estimated for charge in charges),
         local_ms=relay.get("local_ms"),
         local_cost_nanousd=0 if cached and local_cost is not None else local_cost,
+        reasons=_reasons(relay.get("events", [])),
     )

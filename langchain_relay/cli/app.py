@@ -17,13 +17,22 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _options(
-    *, show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
-) -> None:
-    if show_version:
+def _show_version(asked: bool) -> None:
+    if asked:
         typer.echo(version("langchain-relay"))
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool,
+        # Eager: read before a missing command is complained of.
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

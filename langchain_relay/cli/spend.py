@@ -83,7 +83,12 @@ class Question:
 
     def entries(self, ledger: Ledger) -> Iterator[Entry]:
         """The attempts that are asked for, each with the accounts that are."""
-        for entry in ledger.entries(self._begin(self.since), self._begin(self.until, days=1)):
+        begin, end = self._begin(self.since), self._begin(self.until, days=1)
+        if begin is not None and end is not None and begin >= end:
+            raise UsageMistake(
+                f"--since {self.since} lies behind --until {self.until}: nothing fits"
+            )
+        for entry in ledger.entries(begin, end):
             accounts = tuple(account for account in entry.accounts if self._fits(account))
             if accounts:
                 yield Entry(
@@ -94,7 +99,8 @@ class Question:
     def _fits(self, account: Account) -> bool:
         if account.internal:
             return False
-        return self.scope in {None, account.scope} and self.key in {None, account.key}
+        named = {None, account.key, f"{account.scope}:{account.key}"}  # as the table shows it, too
+        return self.scope in {None, account.scope} and self.key in named
 
     def _begin(self, day: str | None, days: int = 0) -> float | None:
         if day is None:
@@ -220,7 +226,9 @@ def draw(rows: Rows, by: Sequence[str], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("--plot needs matplotlib: pip install langchain-relay[plot]") from error
+        raise MissingExtra(
+            '--plot needs matplotlib: pip install "langchain-relay[plot]"'
+        ) from error
     bars = list(dict.fromkeys(group[0] for group in rows))
     parts = list(dict.fromkeys(group[1:] for group in rows))
     figure = Figure(figsize=(max(6.0, 0.5 * len(bars) + 3), 4.5), layout="constrained")

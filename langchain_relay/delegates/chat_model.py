@@ -28,7 +28,7 @@ from langchain_relay.delegates.clients import (
     family_of,
     field,
 )
-from langchain_relay.delegates.continuation import Repeated, continue_messages
+from langchain_relay.delegates.continuation import Repeated, check_mode, continue_messages
 from langchain_relay.delegates.failures import building, translated
 from langchain_relay.delegates.hosts import HostRule, Spelling, host_rule
 from langchain_relay.delegates.loops import PerLoop
@@ -44,7 +44,7 @@ from langchain_relay.delegates.tokenizers import (
     vocabulary_of,
 )
 from langchain_relay.engine.values import Attempt, Delta, Mode
-from langchain_relay.errors import UsageMistake
+from langchain_relay.errors import UnknownDelegate, UsageMistake
 
 __all__ = ["ChatModelDelegate"]
 
@@ -95,8 +95,9 @@ class ChatModelDelegate(Probing):
 
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
-        UsageMistake: `mode` is `completion`, which has no chat messages, or `flag` for a class
-            that cannot send one.
+        UnknownDelegate: `model` is no chat model.
+        UsageMistake: `mode` is unknown, `completion`, which has no chat messages, or `flag` for a
+            class that cannot send one.
     """
 
     def __init__(
@@ -110,6 +111,11 @@ class ChatModelDelegate(Probing):
         tokenizer: Tokenizer | str | None = None,
         prompt_cache: bool | None = None,
     ) -> None:
+        check_mode(mode)
+        if not isinstance(model, BaseChatModel):
+            raise UnknownDelegate(
+                f"ChatModelDelegate takes a LangChain chat model, not {type(model).__name__}"
+            )
         if mode == "completion":
             raise UsageMistake(
                 "completion mode sends a raw prompt, which chat models do not take; use "

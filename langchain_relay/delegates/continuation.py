@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from langchain_relay.delegates.cleaners import Reply, Stage, is_restart, marker
+from langchain_relay.engine.values import Mode
 from langchain_relay.errors import UsageMistake
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
-
-    from langchain_relay.engine.values import Mode
 
 __all__ = [
     "LITERAL_MODES",
     "Characters",
     "Repeated",
     "Seam",
+    "check_mode",
     "completion_prompt",
     "continue_messages",
 ]
@@ -38,6 +38,20 @@ LITERAL_MODES: frozenset[str] = frozenset({"prefill", "flag", "completion"})
 
 PromptBuilder = Callable[[Sequence["BaseMessage"], str], str]
 """Renders (messages, draft) to the raw prompt of a completion endpoint."""
+
+
+def check_mode(mode: object) -> None:
+    """Refuse a mode that nobody knows: it would be taken for `instruct`.
+
+    Raises:
+        UsageMistake: `mode` is none of those there are, and not `None`.
+    """
+    if mode is not None and mode not in get_args(Mode):
+        raise UsageMistake(
+            f"mode={mode!r}: one of {', '.join(get_args(Mode))}, or None for what is known of the "
+            f"host"
+        )
+
 
 # --- what is sent -------------------------------------------------------------------------------
 

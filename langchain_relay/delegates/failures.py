@@ -10,10 +10,11 @@ import asyncio
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from langchain_core.exceptions import ModelConnectionError, ModelError, ModelTimeoutError
 
@@ -45,6 +46,8 @@ _NEVER_CONNECTED = frozenset(
     }
 )
 """Errors after which no byte of the request can have reached a model."""
+
+_UNREACHED = _NEVER_CONNECTED - {"PoolTimeout"}  # that is about our own connections
 
 _CONNECTION_BROKE = frozenset(
     {
@@ -143,7 +146,8 @@ def delegate_error(error: Exception, *, model: str, received: bool) -> DelegateE
     connected = not (never_stood or _is_of_a_dead_loop(error))
     refused = status is not None and status >= _ERROR_STATUS and not _is_within_a_stream(error)
     sent = received or (connected and not refused)
-    message = f"{model}: {_one_line(error)}"
+    unreached = _nobody_at(error) if names & _UNREACHED else ""
+    message = f"{model}: {_one_line(error)}{unreached}"
     if refused and str(status) not in message:
         message += f" (HTTP {status})"  # LiteLLM says "bad request" to most of them
     facts: dict[str, Any] = {
@@ -329,6 +333,21 @@ def _seconds_until(http_date: Any) -> float | None:
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
     return max(0.0, (then - datetime.now(tz=UTC)).total_seconds())
+
+
+def _nobody_at(error: Exception) -> str:
+    """The host that could not be reached, where the error knows it; SDKs say only that it failed.
+
+    Without path, query and user: there may be keys in them.
+    """
+    for link in _causes(error):
+        with suppress(RuntimeError, ValueError):  # httpx: the request was not set
+            url = getattr(getattr(link, "request", None), "url", None)
+            parts = urlsplit(str(url or ""))
+            if parts.hostname:
+                port = f":{parts.port}" if parts.port else ""
+                return f" (nobody answers at {parts.scheme}://{parts.hostname}{port})"
+    return ""
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 
@@ -18,6 +18,7 @@ from langchain_relay.delegates.clients import CONTINUE_FLAGS, OF_THE_RELAY
 from langchain_relay.delegates.continuation import (
     PromptBuilder,
     Repeated,
+    check_mode,
     completion_prompt,
     continue_messages,
 )
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIDelegate"]
 
 Api = Literal["chat", "responses", "completions"]
+LimitName = Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
 
 
 class OpenAIDelegate(Probing):
@@ -97,8 +99,8 @@ class OpenAIDelegate(Probing):
     Raises:
         MissingExtra: the encoding is not at hand; nothing is downloaded.
         UnknownDelegate: `client` is no client of the `openai` package.
-        UsageMistake: `api` and `mode` do not go together, `prompt` is no template, or `extra_body`
-            sets the limit of a reply or asks for several.
+        UsageMistake: `api` or `mode` is unknown, they do not go together, `prompt` is no template,
+            or `extra_body` sets the limit of a reply or asks for several.
     """
 
     def __init__(
@@ -110,8 +112,7 @@ class OpenAIDelegate(Probing):
         api: Api | None = None,
         mode: Mode | None = None,
         flag: Spelling | None = None,
-        limit_name: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"]
-        | None = None,
+        limit_name: LimitName | None = None,
         prompt: PromptBuilder | str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -120,6 +121,7 @@ class OpenAIDelegate(Probing):
     ) -> None:
         check_tokenizer(tokenizer)
         _check_extra_body(extra_body or {})
+        _check_names(flag, limit_name)
         self._for_model = partial(
             OpenAIDelegate,
             client,
@@ -387,6 +389,9 @@ def _first(*counts: int | None) -> int | None:
 
 def _api_and_mode(api: Api | None, mode: Mode | None, rule: HostRule | None) -> tuple[Api, Mode]:
     """What the user says, completed by what is known of the host."""
+    check_mode(mode)
+    if api is not None and api not in get_args(Api):
+        raise UsageMistake(f"api={api!r}: one of {', '.join(get_args(Api))}, or None")
     known: Mode = "instruct" if rule is None else rule.mode
     if api is None:
         api = "completions" if (mode or known) == "completion" else "chat"
@@ -419,6 +424,20 @@ def _check_extra_body(extra_body: Mapping[str, Any]) -> None:
             f"one reply of at most the tokens it has reserved; leave it out, and bound spans by "
             f"max_span_tokens"
         )
+
+
+def _check_names(flag: Spelling | None, limit_name: LimitName | None) -> None:
+    """A misspelt name would be sent as it stands.
+
+    Raises:
+        UsageMistake: a name that nobody knows.
+    """
+    for name, value, known in (
+        ("flag", flag, get_args(Spelling)),
+        ("limit_name", limit_name, get_args(LimitName)),
+    ):
+        if value is not None and value not in known:
+            raise UsageMistake(f"{name}={value!r}: one of {', '.join(known)}, or None")
 
 
 def _limit_name(base_url: str, api: str) -> str:

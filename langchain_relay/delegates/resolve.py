@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,13 @@ _FORMS = (
     '"provider:model", for example "openai:gpt-5-mini"; '
     'OpenAIDelegate(openai.OpenAI(), model="gpt-5-mini"); or LocalDelegate(path)'
 )
+
+# Their classes are made without a key, and each hand-over is refused instead.
+_KEYLESS = {
+    "anthropic": ("anthropic_api_key", "ANTHROPIC_API_KEY", "anthropic_api_url"),
+    "mistralai": ("mistral_api_key", "MISTRAL_API_KEY", "endpoint"),
+}
+"""By provider: the key's field, its environment variable, and the field of the address."""
 
 
 def resolve_delegate(value: object) -> Delegate:
@@ -111,14 +120,35 @@ def _chat_model(text: str, provider: str, model: str) -> BaseChatModel:
         ) from e
     except Exception as e:  # each provider has its own errors for a missing key
         if "Unsupported provider" in str(e):
+            # The error lists the providers there are.
+            known = set(re.findall(r"\w+", str(e))) - {provider}
+            near = "".join(get_close_matches(provider, known, n=1))
+            hint = f"; did you mean {f'{near}:{model}'!r}?" if near else ""
             raise UnknownDelegate(
                 f"the delegate {text!r} names the provider {provider!r}, which LangChain's "
-                f"init_chat_model does not know; use {_FORMS}"
+                f"init_chat_model does not know{hint or '; use ' + _FORMS}"
             ) from e
         raise _not_set_up(text, provider, e) from e
     if not isinstance(chat, BaseChatModel):
         raise UnknownDelegate(f"init_chat_model made no chat model of {text!r}; use {_FORMS}")
+    _require_key(text, provider, chat)
     return chat
+
+
+def _require_key(text: str, provider: str, chat: BaseChatModel) -> None:
+    """Refuse a model whose provider would refuse it; any other address may ask for no key.
+
+    Raises:
+        UnknownDelegate: there is no key.
+    """
+    key, variable, address = _KEYLESS.get(provider, ("", "", ""))
+    at_home = f"api.{provider.removesuffix('ai')}." in str(getattr(chat, address, ""))
+    value = getattr(chat, key, None)
+    if variable and at_home and not (value and value.get_secret_value()):
+        raise UnknownDelegate(
+            f"the delegate {text!r} has no key: set the environment variable {variable}, or pass a "
+            f"chat model that has one"
+        )
 
 
 def _openai(text: str, model: str) -> OpenAIDelegate:

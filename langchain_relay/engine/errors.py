@@ -92,11 +92,17 @@ class BudgetExceeded(RelayError):
         self.scope = scope
         self.window = window
         need, most, rest = (amount_text(value, unit) for value in (needed, limit, left))
-        whose = f"this {scope}" if window is None else f"this {scope} in the {window}"
         super().__init__(
-            f"this hand-over may need {need}, and of {most} for {whose} there is left: {rest}; "
+            f"this hand-over may need {need}, and of {most} for {whose(scope, window)} there is "
+            f"left: {rest}; "
             f"raise Budget({unit}=...)" + (" or lower max_span_tokens" if unit == "usd" else "")
         )
+
+
+def whose(scope: str, window: str | None) -> str:
+    """Whose limit it is, for people."""
+    named = {"global": "everybody", "agent_run": "this run of the agent"}.get(scope)
+    return (named or f"this {scope}") + ("" if window is None else f" in the {window}")
 
 
 def amount_text(value: int, unit: str) -> str:

@@ -59,10 +59,16 @@ def ledger_from(where: str | Path | Ledger) -> Ledger:
             is SQLite's.
 
     Raises:
-        UsageMistake: no ledger goes by that name, or the path's folder does not exist.
+        UsageMistake: no ledger goes by that name, the path's folder does not exist, its file is no
+            database, or `where` is nothing of all this.
         MissingExtra: the client of that store is not installed.
     """
     if not isinstance(where, str | Path):
+        if isinstance(where, type) or not callable(getattr(where, "reserve", None)):
+            raise UsageMistake(
+                f"ledger={where!r}: pass a path such as 'spending.db', a URL (redis://, "
+                "postgresql://), 'memory', or a ledger such as SQLiteLedger('spending.db')"
+            )
         return where
     if where == "memory":
         from langchain_relay.engine.ledger import MemoryLedger
@@ -83,9 +89,11 @@ def ledger_from(where: str | Path | Ledger) -> Ledger:
 
 
 def _sqlite(path: str | Path) -> Ledger:
-    from langchain_relay.ledgers.sqlite import SQLiteLedger
+    from langchain_relay.ledgers.sqlite import SQLiteLedger, require_database
 
-    return SQLiteLedger(path)
+    ledger = SQLiteLedger(path)
+    require_database(ledger.path)
+    return ledger
 
 
 def __getattr__(name: str) -> type:

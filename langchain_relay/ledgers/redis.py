@@ -271,7 +271,8 @@ class RedisLedger(StoreLedger):
         timeout_s: float = 5.0,
     ) -> None:
         parts = urlsplit(url)
-        super().__init__(f"{parts.scheme}://{parts.hostname or parts.path}")  # without password
+        place = parts.netloc.rpartition("@")[2] or parts.path  # without user and password
+        super().__init__(f"{parts.scheme}://{place}")
         if "{" in prefix or "}" in prefix or not prefix:
             raise UsageMistake(f"the prefix {prefix!r} must have a letter and no braces")
         if int(history_days) != history_days or history_days < 1:

@@ -75,10 +75,24 @@ SCHEMA = len(MIGRATIONS)
 APPLICATION_ID = 0x72656C61
 """Marks the file as ours ("rela"), so that no other database gets our tables."""
 
+MAGIC = b"SQLite format 3\0"
+"""How every file of SQLite begins that is not empty."""
+
 BALANCE = (
     "settled_nanousd, settled_tokens, settled_calls, booked_nanousd, booked_tokens, booked_calls"
 )
 ATTEMPT = "id, key, model, at, expires_at, worst_nanousd, worst_tokens, worst_calls, state"
+
+
+def require_database(path: Path) -> None:
+    """Refuse a file that is neither empty nor a database: it would refuse every hand-over.
+
+    Raises:
+        UsageMistake: it begins otherwise.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(MAGIC)) not in (b"", MAGIC):
+            raise UsageMistake(f"{path} is no database of SQLite; use another file")
 
 
 class SQLiteLedger(StoreLedger):

@@ -209,7 +209,7 @@ class LlamaCppModel:
         """The engine; a new one if there is none, or if the last one failed or was forked away."""
         with self._lock:
             if self._closed:
-                raise LocalModelError(f"the local model {self.name!r} was closed")
+                raise LocalModelError(f"the local model {self.name!r} was closed: make another one")
             if self._engine is None or not self._engine.alive:
                 if self._leave is not None:
                     self._leave.detach()
@@ -327,6 +327,8 @@ def _prefix_files(settings: LlamaSettings, context: Context) -> PrefixFiles:
 
 
 def _at_least_one(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageMistake(f"{name}={value!r}: a whole number is needed")
     if value < 1:
         raise UsageMistake(f"{name}={value!r} is out of range; it must be at least 1")
     return value

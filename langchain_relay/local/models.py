@@ -128,7 +128,9 @@ def check_gguf(path: str | Path, *, what: str) -> Path:
     """
     found = Path(path).expanduser()
     if not found.exists():
-        raise ModelNotFound(f"{what} {str(path)!r} does not exist.{_suggestion(found)}")
+        raise ModelNotFound(
+            f"{what} {str(path)!r} does not exist{_looked_in(found)}.{_suggestion(found)}"
+        )
     if not found.is_file():
         raise ModelNotFound(f"{what} {str(path)!r} is a directory; name one .gguf file in it.")
     _check_magic(found)
@@ -162,6 +164,12 @@ def _local_file(model: str | Path) -> Path:
         return check_gguf(model, what="model file")
     if model in ALIASES:
         return _packaged(model, ALIASES[model])
+    if model.startswith(("http://", "https://")):
+        raise ModelNotFound(
+            f"{model!r} is an address, not a file: for a completion server pass "
+            f"CompletionServerModel({model!r}); a file is named by its path, or by "
+            f"'hf:org/repo/file.gguf'"
+        )
     if _looks_like_path(model):
         return check_gguf(model, what="model file")
     raise ModelNotFound(_unknown_alias(model))
@@ -221,6 +229,11 @@ def _what_it_may_be(magic: bytes) -> str:
     if magic in (b"vers", b"<!do", b"<htm"):
         return "It looks like a pointer or a web page in place of the file; fetch the file itself."
     return "Convert the model with llama.cpp's convert_hf_to_gguf.py, or take its .gguf file."
+
+
+def _looked_in(missing: Path) -> str:
+    """For a relative path, the directory it was taken from: often not the one that was meant."""
+    return "" if missing.is_absolute() else f" in {str(Path.cwd())!r}"
 
 
 def _suggestion(missing: Path) -> str:

@@ -8,6 +8,16 @@ after_model    it was refused something: raise, or ask and let it write again
 ```
 """
 
+from langchain_relay.errors import MissingExtra
+
+try:
+    import langchain.agents.middleware  # noqa: F401 - asked for here, where it can be said
+    import langgraph.stream  # noqa: F401
+except ImportError as error:
+    raise MissingExtra(
+        "langchain_relay.middleware is for LangChain's agents: pip install langchain"
+    ) from error
+
 from langchain_relay.middleware.budget import ExitBehavior, RelayBudgetMiddleware
 
 __all__ = ["ExitBehavior", "RelayBudgetMiddleware"]

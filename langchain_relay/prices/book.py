@@ -15,6 +15,9 @@ from langchain_relay.prices.user import Entry, UserPrice, UserPrices, entries
 
 OnUnknownPrice = Literal["error", "warn", "zero"]
 
+SHOWN = 5
+"""Names that an error lists."""
+
 _Key = tuple[str, str | None, str | None, tuple[tuple[str, str], ...], datetime | None]
 
 
@@ -113,6 +116,8 @@ class PriceBook:
             return UserPrice(Decimal(0), Decimal(0), source="assumed zero")
         what = f"nobody knows a price of {model!r}" + (f" at {base_url}" if base_url else "")
         remedy = f"pass prices={{{model!r}: (input_usd_per_mtok, output_usd_per_mtok)}}"
+        if others := self._users_models():
+            what += f" (prices= has {others})"
         if of_budget:
             what = f"Budget(usd=...) needs a price, and {what}"
             remedy += ", or limit tokens= or calls= instead"
@@ -123,6 +128,11 @@ class PriceBook:
             so = f"the limit in US dollars cannot count it; {so} and is booked as 0"
         warnings.warn(f"{what}; {so}: {remedy}", UnknownPriceWarning, 2)
         return None
+
+    def _users_models(self) -> str:
+        """The names the user gave prices for, the first few."""
+        names = sorted({entry.model for entry in self._user})
+        return ", ".join([*map(repr, names[:SHOWN]), *(["..."] if names[SHOWN:] else [])])
 
     def _in_table(
         self,

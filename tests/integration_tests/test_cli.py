@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from importlib.metadata import version
 
 import openai
 import pytest
@@ -76,6 +77,11 @@ def test_help_teaches(arguments: tuple[str, ...]) -> None:
     if "demo" in arguments:
         assert "OPENAI_API_KEY" in done.stdout
         assert "--budget-usd" in done.stdout
+
+
+def test_the_version_needs_no_command() -> None:
+    done = langchain_relay("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, version("langchain-relay"))
 
 
 @pytest.mark.parametrize(

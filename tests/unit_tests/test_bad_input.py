@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import HumanMessage
 
 from langchain_relay import Budget, RelayChatModel, errors, policies
@@ -162,3 +163,100 @@ def test_a_policy_refuses_bounds_nobody_can_keep(name: str, bound: dict[str, int
 def test_switch_cues_says_what_it_takes(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.UsageMistake, match="SwitchCues"):
         policies.SwitchCues(**wrong)
+
+
+def test_an_address_as_model_names_the_class_for_servers() -> None:
+    with pytest.raises(errors.ModelNotFound, match=r"CompletionServerModel\('http://127"):
+        relay(model="http://127.0.0.1:8080")
+
+
+def test_a_missing_relative_file_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ModelNotFound) as missing:
+        relay(model="nowhere.gguf")
+    assert repr(str(tmp_path)) in str(missing.value)
+
+
+@pytest.mark.parametrize("wrong", [3, ["spending.db"], dict])
+def test_a_ledger_that_is_none(wrong: Any) -> None:
+    with pytest.raises(errors.UsageMistake, match="ledger="):
+        relay(ledger=wrong)
+
+
+def test_a_ledger_in_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a text that is longer than the first bytes of a database")
+    with pytest.raises(errors.UsageMistake, match="no database"):
+        relay(ledger=notes)
+    assert notes.read_text().startswith("a text")
+    (tmp_path / "empty.db").touch()
+    relay(ledger=tmp_path / "empty.db")
+
+
+@pytest.mark.parametrize("named", [3, ["gpt-5-mini"]])
+def test_a_delegate_model_that_is_no_name(named: Any) -> None:
+    with pytest.raises(errors.UsageMistake, match="delegate_model="):
+        relay().invoke("?", delegate_model=named)
+
+
+def test_a_model_of_the_wrong_kind_per_call() -> None:
+    with pytest.raises(errors.UsageMistake, match="model=3"):
+        relay().invoke("?", model=3)
+
+
+def test_an_unknown_price_says_whose_prices_were_given() -> None:
+    with pytest.raises(errors.PriceUnknown, match=r"'scripted' \(prices= has 'expert'\)"):
+        relay(budget=Budget(usd=1), prices={"expert": (1, 2)})
+
+
+def test_tools_are_refused_with_what_to_do_instead() -> None:
+    schema: dict[str, Any] = {"title": "Answer", "type": "object", "properties": {}}
+    with pytest.raises(NotImplementedError, match="no tools yet"):
+        relay().bind_tools([schema])
+    with pytest.raises(NotImplementedError, match="no tools yet"):
+        relay().with_structured_output(schema)
+
+
+# --- a model that was made already ----------------------------------------------------------------
+
+
+def test_a_field_that_is_read_once_cannot_be_assigned() -> None:
+    model = relay()
+    with pytest.raises(errors.UsageMistake, match="model_copy"):
+        model.delegate = ScriptedDelegate("y")
+    model.temperature = 0
+    assert model.temperature == 0
+
+
+def test_a_copy_asks_the_delegate_it_was_given() -> None:
+    model = relay(model=ScriptedLocal("<call>4</call>", "!"))
+    copy = model.model_copy(update={"delegate": ScriptedDelegate("y")})
+    assert (model.invoke("?").text, copy.invoke("?").text) == ("x!", "y!")
+
+
+def test_a_copy_keeps_the_ledger_and_is_checked() -> None:
+    model = relay(ledger="memory")
+    assert model.model_copy(update={"max_tokens": 5}).kept_in is model.kept_in
+    assert model.model_copy(update={"ledger": "memory"}).kept_in is not model.kept_in
+    with pytest.raises(errors.UsageMistake, match="max_tokens=-5"):
+        model.model_copy(update={"max_tokens": -5})
+
+
+def test_an_assigned_budget_in_usd_needs_a_price_too() -> None:
+    model = relay(model=ScriptedLocal("<call>4</call>", "!"))
+    model.budget = Budget(usd="0.01")
+    with pytest.raises(errors.PriceUnknown, match="prices="):
+        model.invoke("?")
+
+
+def test_a_chat_model_in_the_place_of_the_local_one_is_sent_to_the_other() -> None:
+    chat = GenericFakeChatModel(messages=iter(()))
+    with pytest.raises(errors.UsageMistake, match="GenericFakeChatModel goes to delegate="):
+        relay(model=chat)
+
+
+def test_settings_of_an_engine_beside_a_model_that_has_one_are_named() -> None:
+    with pytest.warns(UserWarning, match="ignores n_ctx=, n_threads=: ScriptedLocal has"):
+        relay(n_ctx=100, n_threads=1)

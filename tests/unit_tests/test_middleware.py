@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -576,3 +578,16 @@ def test_a_relay_among_fallbacks_is_refused() -> None:
     with pytest.raises(errors.UsageMistake, match="with_fallbacks"):
         agent.invoke({"messages": [("user", "Why?")]})
     assert setting.requests == 0
+
+
+@pytest.mark.parametrize("wrong", [3, "0.50", [Budget(calls=1)]])
+def test_a_limit_that_is_no_budget_is_refused(wrong: Any):
+    with pytest.raises(errors.UsageMistake, match="run="):
+        RelayBudgetMiddleware(run=wrong)
+
+
+def test_without_langchain_it_says_what_to_install():
+    code = "import sys; sys.modules['langchain'] = None; import langchain_relay.middleware"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "MissingExtra" in done.stderr
+    assert "pip install langchain" in done.stderr

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from langchain_core.messages import AIMessage
 
-from langchain_relay import RelayChatModel, RelayReport, relay_report
-from langchain_relay.testing import ScriptedDelegate, ScriptedLocal
+from langchain_relay import Budget, RelayChatModel, RelayReport, errors, relay_report
+from langchain_relay.testing import FailingDelegate, ScriptedDelegate, ScriptedLocal
 
 
 def answer(**fields: Any) -> AIMessage:
@@ -64,3 +65,21 @@ def test_an_answer_from_langchains_cache_costs_no_local_work():
     message.usage_metadata = {**(message.usage_metadata or {}), "total_cost": 0}  # type: ignore[assignment]
     report = with_local_cost(message, local_ms=5, local_cost_nanousd=7)
     assert report.total_cost_nanousd == 0
+
+
+def test_a_report_says_why_hand_overs_failed_or_were_denied():
+    failed = answer(delegate=FailingDelegate(ConnectionError("no [route]"), times=9), max_retries=0)
+    assert "\nwhy: failed: ConnectionError: no [route]\n" in str(relay_report(failed))
+    denied = answer(budget=Budget(calls=0, scope="global", window="day"))
+    assert "\nwhy: denied: 1 call needed, 0 calls of 0 calls left for everybody in the day " in str(
+        relay_report(denied)
+    )
+    malformed = answer(model=ScriptedLocal("a ", "<call>x</call>", "b"))
+    assert relay_report(malformed).reasons == ("denied: malformed",)
+    assert relay_report(answer()).reasons == ()
+
+
+@pytest.mark.parametrize("thing", ["text", {"messages": []}, None])
+def test_what_is_no_message_is_refused_by_its_type(thing: Any):
+    with pytest.raises(errors.UsageMistake, match=type(thing).__name__):
+        relay_report(thing)

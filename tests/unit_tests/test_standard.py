@@ -22,6 +22,10 @@ class TestRelayChatModel(ChatModelUnitTests):
             "delegate": ScriptedDelegate("blue "),
         }
 
+    @property
+    def has_tool_calling(self) -> bool:
+        return False  # `bind_tools` is there to say so
+
 
 class TestRelayChatModelOverGguf(ChatModelUnitTests):
     """Construction over a real file loads nothing."""
@@ -33,3 +37,7 @@ class TestRelayChatModelOverGguf(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "smollm2-135m", "delegate": ScriptedDelegate("blue ")}
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False  # `bind_tools` is there to say so

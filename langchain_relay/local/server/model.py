@@ -198,7 +198,9 @@ class CompletionServerModel:
         headers = self._affinity(turns)
         opening = Opening(self, tuple(turns), chosen, open_assistant, headers, future)
         if not service.loop.call(service.begin, opening):
-            future.set_exception(LocalModelError(f"the local model {self.name!r} was closed"))
+            future.set_exception(
+                LocalModelError(f"the local model {self.name!r} was closed: make another one")
+            )
         return future
 
     def count(self, text: str) -> int:
@@ -260,7 +262,7 @@ class CompletionServerModel:
             raise LocalModelError(str(error)) from error
         with self._lock:
             if self._closed:
-                raise LocalModelError(f"the local model {self.name!r} was closed")
+                raise LocalModelError(f"the local model {self.name!r} was closed: make another one")
             if self._service is None or not self._service.loop.alive:
                 http = Http(
                     self._base_url,

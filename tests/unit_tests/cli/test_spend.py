@@ -193,6 +193,19 @@ def test_a_time_beyond_the_calendar_stops_no_view(tmp_path: Path) -> None:
     assert "beyond the calendar" in spend(where)
 
 
+@pytest.mark.parametrize("key", ["a", "thread:a"])
+def test_a_key_may_be_named_as_the_table_shows_it(ledger: Path, key: str) -> None:
+    (found,) = records(ledger, "--by", "key", "--scope", "thread", "--key", key)
+    assert (found["key"], found["attempts"]) == ("thread:a", 2)
+
+
+def test_days_in_the_wrong_order_are_a_mistake(ledger: Path) -> None:
+    assert "behind --until" in spend(
+        ledger, "--since", "2026-11-22", "--until", "2026-11-20", code=1
+    )
+    assert "large" in spend(ledger, "--since", "2026-11-20", "--until", "2026-11-20")
+
+
 def test_the_help_teaches() -> None:
     done = CliRunner().invoke(app, ["spend", "--help"], env={"COLUMNS": "200"})
     for said in ("--watch", "--plot", "redis://", "Try:"):

@@ -256,3 +256,16 @@ def test_our_own_errors_and_interrupts_pass_through(error: Any):
     with pytest.raises(type(error)) as raised, translated("m", lambda: False):
         raise error
     assert raised.value is error
+
+
+def test_a_host_that_was_not_reached_is_named_without_what_may_be_secret():
+    request = httpx.Request("POST", "http://user:pw@127.0.0.1:9/v1?key=secret")
+    refused = httpx.ConnectError("refused", request=request)
+    said = str(delegate_error(refused, model="m", received=False))
+    assert said == "m: ConnectError: refused (nobody answers at http://127.0.0.1:9)"
+    unset = delegate_error(httpx.ConnectError("refused"), model="m", received=False)
+    assert str(unset) == "m: ConnectError: refused"
+    own = delegate_error(
+        httpx.PoolTimeout("all in use", request=request), model="m", received=False
+    )
+    assert "nobody" not in str(own)

@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 
 from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate, resolve
 from langchain_relay.delegates.resolve import resolve_delegate
-from langchain_relay.engine.errors import MissingExtra, UnknownDelegate
+from langchain_relay.engine.errors import MissingExtra, UnknownDelegate, UsageMistake
 from langchain_relay.testing import ScriptedDelegate
 
 
@@ -65,6 +65,8 @@ def test_a_string_that_names_no_provider_is_refused_with_the_forms(text: str):
 
 def test_an_unknown_provider_is_refused():
     assert "'nosuch'" in refused("nosuch:model")
+    assert "LocalDelegate" in refused("nosuch:model")
+    assert "did you mean 'openai:gpt-5-mini'?" in refused("opnai:gpt-5-mini")
 
 
 def test_a_provider_whose_package_is_missing_says_what_to_install():
@@ -81,6 +83,26 @@ def test_without_langchain_other_strings_say_what_to_install(monkeypatch: pytest
 def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch, langchain: bool):
     monkeypatch.setattr(resolve, "_installed", lambda package: langchain)
     assert "OPENAI_API_KEY" in refused("openai:gpt-5-mini")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "address"),
+    [
+        ("anthropic:claude-haiku-4-5", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+        ("mistralai:mistral-small", "MISTRAL_API_KEY", "MISTRAL_BASE_URL"),
+    ],
+)
+def test_a_missing_key_is_named_where_the_class_does_not_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, key: str, address: str
+):
+    monkeypatch.delenv(key, raising=False)
+    monkeypatch.delenv(address, raising=False)
+    assert key in refused(text)
+    monkeypatch.setenv(address, "http://127.0.0.1:9")
+    resolve_delegate(text)  # a gateway may ask for none
+    monkeypatch.delenv(address)
+    monkeypatch.setenv(key, "k")
+    resolve_delegate(text)
 
 
 @pytest.mark.parametrize("value", [None, 3, object(), ScriptedDelegate, ChatOpenAI, ["openai:x"]])
@@ -135,3 +157,36 @@ print([name for name in {heavy} if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("wrong", ["prefil", "", 3])
+def test_an_unknown_mode_is_refused_with_those_there_are(wrong: Any):
+    said = f"mode={wrong!r}: one of prefill, flag"
+    with pytest.raises(UsageMistake, match=said):
+        ChatModelDelegate(GenericFakeChatModel(messages=iter(())), mode=wrong)
+    with pytest.raises(UsageMistake, match=said):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", mode=wrong)
+
+
+def test_an_unknown_api_is_refused_with_those_there_are():
+    wrong: Any = "response"
+    with pytest.raises(UsageMistake, match=r"api='response': one of chat, responses"):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", api=wrong)
+
+
+def test_a_model_with_fallbacks_is_sent_to_the_delegate_with_some():
+    first, second = (GenericFakeChatModel(messages=iter(())) for _ in range(2))
+    assert "FallbackDelegate(" in refused(first.with_fallbacks([second]))
+
+
+@pytest.mark.parametrize("field", ["flag", "limit_name"])
+def test_an_unknown_name_of_the_wire_is_refused_with_those_there_are(field: str):
+    wrong: Any = {field: "prefx"}
+    with pytest.raises(UsageMistake, match=f"{field}='prefx': one of (prefix|max_tokens), "):
+        OpenAIDelegate(openai.OpenAI(api_key="k"), model="m", **wrong)
+
+
+def test_what_is_no_chat_model_is_not_wrapped():
+    wrong: Any = "openai:gpt-5-mini"
+    with pytest.raises(UnknownDelegate, match="chat model, not str"):
+        ChatModelDelegate(wrong)

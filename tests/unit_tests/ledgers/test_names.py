@@ -175,3 +175,15 @@ def test_an_attempt_counts_once_in_each_of_its_scopes_and_keys():
         ("run", "run:r1"),
         ("user", "user:ann"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://ann:sesame@localhost:6380/0", "redis://localhost:6380"),
+        ("redis://localhost", "redis://localhost"),
+        ("unix://ann:sesame@/run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_errors_of_redis_name_the_place_and_no_password(url: str, named: str):
+    assert RedisLedger(url)._where == named
