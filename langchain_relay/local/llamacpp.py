@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_relay.errors import LocalModelError, UsageMistake
 from langchain_relay.local import models, sharing
 from langchain_relay.local.context_types import LlamaSettings
-from langchain_relay.local.engine import RUN_AHEAD, Engine
+from langchain_relay.local.decoder import RUN_AHEAD
+from langchain_relay.local.engine import Engine
 from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.inbox import Ask, Closed, Fed, Open, Resumed
 from langchain_relay.local.lease import Lease, Opening

@@ -22,7 +22,7 @@ from langchain_relay.engine.errors import ContextOverflowError, LocalModelError,
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, Rule, Sampling, Turn
 from langchain_relay.local import CompletionServerModel
-from langchain_relay.local.engine import RUN_AHEAD
+from langchain_relay.local.decoder import RUN_AHEAD
 from langchain_relay.local.server.gguf_vocab import GgufVocabulary
 from langchain_relay.testing import ScriptedDelegate
 from tests.servers import completion_servers as servers

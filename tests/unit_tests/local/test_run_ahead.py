@@ -13,7 +13,8 @@ from langchain_relay.engine.errors import LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
 from langchain_relay.local import LlamaCppModel
-from langchain_relay.local.engine import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
+from langchain_relay.local.decoder import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE
+from langchain_relay.local.engine import Engine
 from langchain_relay.local.lease import Ahead, Taken
 from tests.unit_tests.local.counting import TIMEOUT_S, Counting
 
@@ -118,7 +119,7 @@ def test_a_chat_that_rests_takes_no_time_from_others_and_goes_on_when_it_is_aske
     answer.rest()  # before anything was decoded ahead
     context.gate.set()
     got = future.result(TIMEOUT_S)
-    until(lambda: not model._engine._answered)
+    until(lambda: not model._engine._decoder._answered)
     assert answer.evaluated_tokens == 1
     text = ""
     for _ in range(2 * RUN_AHEAD):
@@ -187,7 +188,7 @@ def test_beside_others_less_is_guessed(context):
 @pytest.fixture
 def unhurried(monkeypatch):
     """A reader of a lone chat is woken when there is no other way."""
-    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 1e9)
+    monkeypatch.setattr("langchain_relay.local.decoder.PACE_S", 1e9)
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -261,7 +262,7 @@ def test_a_feed_during_a_wait_comes_behind_what_that_asked_for(model, context):
 
 
 def test_who_has_waited_long_enough_is_woken_at_once(model, context, monkeypatch):
-    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 0)
+    monkeypatch.setattr("langchain_relay.local.decoder.PACE_S", 0)
     answer = session(model)
     context.turnstile = threading.Semaphore(2)
     first = step(answer)
@@ -401,7 +402,7 @@ def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
         answer = session(model)
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("langchain_relay.local.engine.PACE_S", pace_s)
+                patch.setattr("langchain_relay.local.decoder.PACE_S", pace_s)
                 answers.append(played(answer, asks))
         finally:
             answer.close()
