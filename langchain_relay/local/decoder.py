@@ -235,14 +235,10 @@ class Decoder:
     def _depth(self, lease: Lease) -> int:
         """How many steps may wait to be asked for."""
         if len(self.leases) > 1 and any(
-            other is not lease and self._keeps_up(other) for other in self.leases
+            other is not lease and other.keeps_up for other in self.leases
         ):
             return min(self._run_ahead, RUN_AHEAD_BESIDE)
         return self._run_ahead
-
-    def _keeps_up(self, lease: Lease) -> bool:
-        """Somebody waits for this chat's next token, or will before it is decoded."""
-        return lease.future is not None or (lease.guess is not None and lease.ahead.keeps_up)
 
     def _feedable(self, lease: Lease) -> int:
         if len(lease.sequence.tokens) > self._context.n_ctx:
@@ -336,14 +332,7 @@ class Decoder:
             lease.future = None
         awaited = lease.ahead.awaited
         if awaited is not None and awaited.cancelled():
-            self._keep_guess(lease)
-
-    def _keep_guess(self, lease: Lease) -> Future[Step] | None:
-        """What was guessed was asked for: it stays. Returns who asked."""
-        future, appended = lease.ahead.withdraw()
-        if future is not None and not appended:  # else the last guess is that of a later step
-            lease.append_guess()
-        return future
+            lease.keep_guess()
 
     def _fail_step(self, lease: Lease, error: RelayError) -> None:
         """The ask fails. A guess is only taken back: if it is asked for, it fails then."""
@@ -356,7 +345,7 @@ class Decoder:
         self._fail_ask(lease, error)
 
     def _fail_ask(self, lease: Lease, error: RelayError) -> None:
-        future, lease.future = lease.future or self._keep_guess(lease), None
+        future, lease.future = lease.future or lease.keep_guess(), None
         if future is not None:
             self._asking.pop(lease, None)
             fail(future, error)
