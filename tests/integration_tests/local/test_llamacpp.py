@@ -241,7 +241,7 @@ def test_fed_text_gives_the_same_ids_in_any_pieces(model, text, data):
         return sequence.tokens
 
     model.count("")
-    vocab = model._engine.loaded.result().vocab
+    vocab = model._runner.loaded.result().vocab
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
     edges = [0, *cuts, len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]
@@ -435,8 +435,8 @@ def test_the_context_is_what_the_model_was_trained_on_unless_told_otherwise():
     engine = LlamaCppModel(n_threads=1, max_concurrency=1)
     with engine:
         engine.count("x")
-        assert engine._engine is not None
-        context = engine._engine.loaded.result()
+        assert engine._runner is not None
+        context = engine._runner.loaded.result()
         assert context.n_ctx == 4096
         assert _default_n_ctx(context._weights.model) == 4096  # type: ignore[attr-defined]  # the real one
 
@@ -504,7 +504,7 @@ def test_a_number_of_the_wrong_kind_is_refused_and_harms_no_other_chat(model, st
 @pytest.mark.parametrize("part", ["prompt", "sampler", "logits"])
 def test_an_unforeseen_error_fails_one_chat_only(model, start, monkeypatch, part):
     other = start("Hi.")
-    context = model._engine._context
+    context = model._runner._context
 
     def broken(*args, **kwargs):
         raise TypeError("unforeseen")

@@ -114,8 +114,8 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
     if SOAK:
         note_soak(answers=done, cancelled=cancelled, settled_mib=settled_mib, grown_mib=grown_mib)
     assert grown_mib < SLACK_MIB, f"{grown_mib:.1f} MiB more after {done} answers"
-    model._engine.leave(object())  # behind the last close(): the engine has taken in all before it
-    assert not model._engine._decoder.leases
+    model._runner.leave(object())  # behind the last close(): the engine has taken in all before it
+    assert not model._runner._decoder.leases
 
 
 def note_soak(**facts):

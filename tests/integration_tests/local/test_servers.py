@@ -266,7 +266,7 @@ def control_tokens(model, session):
     prefix = session._writer.history.items
     if prefix[0].ids:
         return sum(token in {1, 2} for item in prefix for token in item.ids)
-    text = model._service._connecting.result().dialect._text(prefix)
+    text = model._runner._connecting.result().dialect._text(prefix)
     ids = GgufVocabulary(MODEL).tokenize(text)
     return sum(token in {1, 2} for token in ids)
 

@@ -549,10 +549,10 @@ def test_closing_does_not_hang_when_the_engine_fails_over_it(roomy, monkeypatch)
     def broken(lease, why):
         raise MemoryError("none left")
 
-    assert roomy._engine is None or roomy.shares_engine(other)
+    assert roomy._runner is None or roomy.shares_engine(other)
     roomy.count("x")
-    assert other._engine is not None
-    monkeypatch.setattr(other._engine._leases, "take_back", broken)
+    assert other._runner is not None
+    monkeypatch.setattr(other._runner._leases, "take_back", broken)
     other.close()
     with pytest.raises(LocalModelError, match="none left"):
         session(roomy)._engine.loaded.result(TIMEOUT_S)
@@ -592,4 +592,4 @@ def test_an_answer_that_ends_with_a_long_word_is_remembered_whole(roomy):
     answer.close()
     turns = [Turn("user", "a question"), Turn("assistant", got.text + "字" * 70)]
     assert roomy.open(turns, Sampling()).result(TIMEOUT_S).prompt_tokens
-    assert roomy._engine._leases._lender._answers.find(turns)
+    assert roomy._runner._leases._lender._answers.find(turns)

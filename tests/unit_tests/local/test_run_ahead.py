@@ -25,7 +25,7 @@ def model_on(context, run_ahead=RUN_AHEAD, n=2):
     """A model whose engine decodes on `context`."""
     model = LlamaCppModel(share=False, max_concurrency=n)
     engine = Engine(lambda: context, max_concurrency=n, n_batch=8, run_ahead=run_ahead)
-    model._engine = engine
+    model._runner = engine
     engine.start()
     return model
 
@@ -39,7 +39,7 @@ def context():
 def model(context):
     model = model_on(context)
     yield model
-    model._engine.stop()
+    model._runner.stop()
 
 
 def session(model, text="A"):
@@ -119,7 +119,7 @@ def test_a_chat_that_rests_takes_no_time_from_others_and_goes_on_when_it_is_aske
     answer.rest()  # before anything was decoded ahead
     context.gate.set()
     got = future.result(TIMEOUT_S)
-    until(lambda: not model._engine._decoder._answered)
+    until(lambda: not model._runner._decoder._answered)
     assert answer.evaluated_tokens == 1
     text = ""
     for _ in range(2 * RUN_AHEAD):
@@ -182,7 +182,7 @@ def test_beside_others_less_is_guessed(context):
     busy.close()
     context.turnstile.release(100)
     until(lambda: silent.evaluated_tokens == 1 + RUN_AHEAD)
-    model._engine.stop()
+    model._runner.stop()
 
 
 @pytest.fixture
@@ -406,5 +406,5 @@ def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
                 answers.append(played(answer, asks))
         finally:
             answer.close()
-            model._engine.stop()
+            model._runner.stop()
     assert answers == [answers[0]] * len(answers)

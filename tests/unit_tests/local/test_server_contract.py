@@ -807,8 +807,8 @@ def test_no_thread_outlives_its_model(connect):
     fake = FakeServer(own=True)
     model = CompletionServerModel(URL, transport=httpx.MockTransport(fake))
     session = begin(model)
-    assert model._service is not None
-    thread = model._service.loop._thread
+    assert model._runner is not None
+    thread = model._runner.loop._thread
     assert thread.is_alive()
     del model
     gc.collect()
