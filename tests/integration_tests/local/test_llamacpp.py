@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import struct
 import subprocess
@@ -20,35 +19,14 @@ from langchain_relay.engine.errors import ContextOverflowError, LocalModelError,
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import Rule, Sampling, Turn
 from langchain_relay.local import LlamaCppModel, models
+from tests.integration_tests.local.sessions import STORY, TIMEOUT_S, step, steps, write
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 
-TIMEOUT_S = 60
-STORY = "Write a story about a cat and a lighthouse."
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
     f"<|im_end|>\n<|im_start|>user\n{STORY}<|im_end|>\n<|im_start|>assistant\n"
 )
-
-
-def step(session, *append, **ask):
-    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
-
-
-def steps(session, n, append=(), **ask):
-    """Up to `n` steps, each appending the one before."""
-    got = []
-    for _ in range(n):
-        one = step(session, *append, **ask)
-        if one.eog:
-            break
-        got.append(one)
-        append = (one.id,)
-    return got
-
-
-def write(session, n, append=(), **ask):
-    return "".join(one.text for one in steps(session, n, append, **ask))
 
 
 def soon(condition):
@@ -126,21 +104,6 @@ def test_the_same_text_alone_and_beside_three_others(start, sampling):
     assert all(texts.values())
 
 
-def test_seeds_make_a_difference_and_repeat(start):
-    def text(**sampling):
-        session = start(STORY, **sampling)
-        try:
-            return write(session, 12)
-        finally:
-            session.close()
-
-    hot = {"temperature": 1.5}
-    assert text(**hot, seed=1) == text(**hot, seed=1)
-    assert len({text(**hot, seed=seed) for seed in (1, 2, 3)}) == 3
-    assert text(**hot) != text(**hot)  # a fresh seed for each
-    assert text(temperature=1.5, top_k=1, seed=4) == text()  # the likeliest token only
-
-
 def test_a_penalty_sees_delegated_text(start):
     def next_text(**sampling):
         session = start("Repeat after me.", **sampling)
@@ -174,15 +137,6 @@ def test_a_ban_keeps_the_command_from_being_begun(start):
     text = write(banned, 40, rule=Rule(ban=("<call>",)))
     assert text
     assert "<call" not in text
-
-
-def test_a_ban_does_not_look_into_foreign_text(start):
-    session = start("Hello")
-    session.feed(Feed((" <",)))
-    rule = Rule(ban=("<call>",))
-    assert step(session, rule=rule).text  # nothing to take back, whatever it says
-    session.feed(Feed((" <call>3</call> is text",)))
-    assert step(session, rule=rule).text
 
 
 def test_a_character_comes_out_whole(start, steady):
@@ -318,19 +272,6 @@ def test_a_full_context_says_both_numbers(start):
 # --- who gets a sequence ------------------------------------------------------------------------
 
 
-def test_twelve_answers_over_four_sequences_in_order(model):
-    futures = [model.open([Turn("user", f"{n}?")], Sampling(temperature=0)) for n in range(12)]
-    cancelled = futures.pop(6)
-    assert cancelled.cancel()
-    texts = []
-    for future in futures:
-        session = future.result(TIMEOUT_S)
-        texts.append(write(session, 3))
-        session.close()
-    assert len(texts) == 11
-    assert all(texts)
-
-
 def test_a_session_closed_while_it_decodes_frees_its_sequence(model):
     long = "word " * 700
     for _ in range(3):
@@ -346,25 +287,6 @@ def test_a_session_closed_while_it_decodes_frees_its_sequence(model):
     session = model.open([Turn("user", "Hi")], Sampling()).result(TIMEOUT_S)
     assert step(session).text
     session.close()
-
-
-async def test_an_event_loop_runs_more_answers_than_there_are_sequences(model):
-    async def answer(n):
-        future = model.open([Turn("user", f"Tell me about {n}.")], Sampling(temperature=0))
-        session = await asyncio.wrap_future(future)
-        try:
-            append: tuple[int, ...] = ()
-            text = ""
-            for _ in range(5):
-                got = await asyncio.wrap_future(session.decode(Decode(append)))
-                append, text = (got.id,), text + got.text
-            return text
-        finally:
-            session.close()
-
-    texts = await asyncio.gather(*(answer(n % 2) for n in range(10)))
-    assert len(set(texts)) <= 2
-    assert all(texts)
 
 
 # --- loading and the end ------------------------------------------------------------------------
