@@ -267,6 +267,8 @@ class Engine:
                 session = asked.granted(lease, self._context)
             except Exception as error:  # noqa: BLE001 - as in `_queue`
                 asked.future.set_exception(ours(error))
+                if any(lease.opening is asked.opening for lease in self._leases):
+                    raise  # nobody knows what its sequence holds, as after any decode that raised
             else:
                 asked.future.set_result(session)
 
@@ -515,7 +517,8 @@ class Engine:
             waiting.set_result(step)
         except InvalidStateError:  # cancelled
             lease.ahead.hold()
-            lease.guess = None
+            if lease.ahead.awaited is None:  # else somebody asked again between the two
+                lease.guess = None
             self._answered.discard(lease)
 
     def _drop_cancelled(self, lease: Lease) -> None:
