@@ -323,7 +323,8 @@ class Decoder:
             waiting.set_result(step)
         except InvalidStateError:  # cancelled
             lease.ahead.hold()
-            lease.guess = None
+            if lease.ahead.awaited is None:  # else somebody asked again between the two
+                lease.guess = None
             self._answered.discard(lease)
 
     def _drop_cancelled(self, lease: Lease) -> None:

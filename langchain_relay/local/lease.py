@@ -111,10 +111,11 @@ class Ahead:
         """Note that a token is appended which nobody asked to append.
 
         `False` if `depth` steps are there already, or nobody asks soon; then whoever takes one
-        says so.
+        says so. Whoever waits is not left without a step, even if nobody is to ask behind it.
         """
         with self._lock:
-            self._stalled = self._resting or len(self._steps) >= depth
+            unasked = self._waiter is None or bool(self._steps)
+            self._stalled = (self._resting and unasked) or len(self._steps) >= depth
             self._guessed += not self._stalled
             return not self._stalled
 

@@ -593,3 +593,21 @@ def test_an_answer_that_ends_with_a_long_word_is_remembered_whole(roomy):
     turns = [Turn("user", "a question"), Turn("assistant", got.text + "字" * 70)]
     assert roomy.open(turns, Sampling()).result(TIMEOUT_S).prompt_tokens
     assert roomy._runner._leases._lender._answers.find(turns)
+
+
+def test_a_copy_whose_decode_raises_ends_the_engine_and_loses_no_sequence(roomy, context):
+    holder = session(roomy, SYSTEM + "first")
+    step(holder)
+
+    def broken_once(rows, **how):
+        del context.decode
+        raise MemoryError("none left")
+
+    context.decode = broken_once
+    with pytest.raises(LocalModelError, match="none left"):
+        session(roomy, SYSTEM + "second")
+    roomy._runner._thread.join(TIMEOUT_S)
+    with pytest.raises(LocalModelError, match="none left"):
+        step(holder)
+    others = [session(roomy, f"{number}") for number in range(4)]
+    assert [step(one).text for one in others] == ["1", "2", "3", "4"]

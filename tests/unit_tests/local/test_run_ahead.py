@@ -15,6 +15,7 @@ from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
 from langchain_relay.local import LlamaCppModel
 from langchain_relay.local.decoder import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE
 from langchain_relay.local.engine import Engine
+from langchain_relay.local.inbox import Ask
 from langchain_relay.local.lease import Ahead, Taken
 from tests.unit_tests.local.counting import TIMEOUT_S, Counting
 
@@ -408,3 +409,44 @@ def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
             answer.close()
             model._runner.stop()
     assert answers == [answers[0]] * len(answers)
+
+
+# --- found by audit -----------------------------------------------------------------------------
+
+
+def test_a_chat_that_rests_while_a_step_is_waited_for_is_given_that_step(model, context):
+    answer = session(model)
+    context.gate = threading.Event()
+    asked = answer.decode(Decode())
+    context.entered.clear()
+    context.gate.set()
+    got = asked.result(TIMEOUT_S)
+    for _ in range(2 * RUN_AHEAD):  # in one of them the step is not there yet
+        waiting = answer.decode(Decode((got.id,)))
+        answer.rest()
+        got = waiting.result(TIMEOUT_S)
+    assert got.text == chr(ord("B") + 2 * RUN_AHEAD)
+
+
+class _CancelledLate(Future[Step]):
+    """Cancelled at the moment its step is there, and asked for again at that moment."""
+
+    def __init__(self, ask_again):
+        super().__init__()
+        self._ask_again = ask_again
+
+    def set_result(self, step):
+        self.cancel()
+        self._ask_again(step)
+        super().set_result(step)  # raises InvalidStateError
+
+
+def test_whoever_asks_between_a_cancelled_step_and_its_end_is_answered(model):
+    answer = session(model)
+    again = []
+    late = _CancelledLate(lambda got: again.append(answer.decode(Decode((got.id,)))))
+    model._runner.submit(Ask(answer._lease, Decode(), late))
+    until(lambda: again)
+    assert again[0].result(TIMEOUT_S).text == "C"
+    assert step(answer, ord("x")).text == "y"
+    assert bytes(answer._lease.sequence.tokens).startswith(b"ABxy")
