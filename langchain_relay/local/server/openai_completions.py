@@ -113,7 +113,9 @@ class OpenAICompletions:
         """See `Dialect.connect`.
 
         Raises:
-            UsageMistake: the template, the context's size or the adapter cannot be known.
+            UsageMistake: the template, the context's size or the adapter cannot be known, or the
+                server has no model of the name asked for.
+            LocalModelError: there is no such server.
         """
         listed = await self._listed()
         if self._settings.server is None:
@@ -224,12 +226,24 @@ class OpenAICompletions:
 
     async def _listed(self) -> dict[str, Any]:
         """What the server says of its model."""
+        name = self._settings.model
         try:
             models: list[dict[str, Any]] = (await self._http.json("/v1/models"))["data"]
-        except NoSuchPage:
+        except NoSuchPage as error:
+            if self._settings.protocol == "auto":  # nobody said that it is one of this protocol
+                raise LocalModelError(
+                    f"no inference server was found at {self._http.base_url}: it knows neither "
+                    f"/props (llama.cpp) nor /v1/models (OpenAI); look at base_url, or give "
+                    f'protocol="openai"'
+                ) from error
             return {}
-        named = [model for model in models if model.get("id") == self._settings.model]
-        return (named or models or [{}])[0]
+        named = [model for model in models if name in {None, model.get("id")}]
+        if models and not named:
+            raise UsageMistake(
+                f"the server at {self._http.base_url} has no model {name!r}, but "
+                f"{[model.get('id') for model in models]}"
+            )
+        return (named or [{}])[0]
 
     def _own_template(self) -> ChatTemplate:
         if self._settings.template is not None:
