@@ -256,6 +256,10 @@ class _Reader:
         if event["content"]:
             yield from self._written(event["content"])
 
+    def end(self) -> Iterator[Ended]:
+        """See `Reader.end`; its last event says all."""
+        yield from ()
+
     def _note(self, event: Any) -> None:
         self._ids += event.get("tokens", [])
         self._signals += map(_margin, event.get("completion_probabilities", []))

@@ -54,6 +54,7 @@ class Flavour:
         tokenize_text: Field name of the text in its request.
         tokenize_fields: What else goes into its request.
         adapter: The fields that choose an adapter, from its name.
+        usage: It tells what it had in its cache, in an event behind the last one, where asked to.
     """
 
     stop_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Flavour:
     tokenize_text: str = "input"
     tokenize_fields: Mapping[str, Any] = field(default_factory=dict)
     adapter: Callable[[str], Mapping[str, Any]] | None = None
+    usage: bool = False
 
 
 FLAVOURS: Mapping[str, Flavour] = {
@@ -80,6 +82,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         tokenize_text="prompt",
         tokenize_fields={"add_special_tokens": False},
         adapter=lambda name: {"model": name},
+        usage=True,
     ),
     # Not run. docs.sglang.ai, "OpenAI-compatible APIs" and "Sampling parameters".
     "sglang": Flavour(
@@ -90,6 +93,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         tokenize="/tokenize",
         tokenize_text="prompt",
         adapter=lambda name: {"lora_path": name},
+        usage=True,
     ),
 }
 
@@ -207,6 +211,8 @@ class OpenAICompletions:
         }
         if asked.limit == 1:
             body["max_tokens"] = 1
+        if flavour.usage:
+            body["stream_options"] = {"include_usage": True}
         if asked.stop:
             body |= {"stop": list(asked.stop), **flavour.stop_fields}
         if asked.banned:
@@ -281,6 +287,7 @@ class _Reader:
 
     def __init__(self, flavour: Flavour) -> None:
         self._flavour = flavour
+        self._end: Ended | None = None
 
     def read(self, event: Any) -> Iterator[Written | Ended | Cached]:
         """See `Reader.read`."""
@@ -291,7 +298,15 @@ class _Reader:
             if choice.get("text"):
                 yield Written(choice["text"], None, max(1, len(choice.get("token_ids") or [])))
             if choice.get("finish_reason") is not None:
-                yield self._ended(choice)
+                self._end = self._ended(choice)
+        if event.get("usage") or not self._flavour.usage:
+            yield from self.end()
+
+    def end(self) -> Iterator[Ended]:
+        """See `Reader.end`."""
+        end, self._end = self._end, None
+        if end is not None:
+            yield end
 
     def _ended(self, choice: dict[str, Any]) -> Ended:
         match choice["finish_reason"]:

@@ -724,6 +724,19 @@ def test_cached_tokens_are_those_of_the_first_request(connect):
     assert session.cached_tokens in {0, 32}
 
 
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+def test_cached_tokens_that_are_told_behind_the_end_are_known_when_the_answer_ends(connect, owner):
+    """Both tell the usage of a stream only where asked to, in an event of its own at its end."""
+    fake = FakeServer(owner=owner, max_model_len=300)
+    usage = {"prompt_tokens_details": {"cached_tokens": 32}}
+    last = {"choices": [], "usage": usage}
+    fake.say = [[*text_events("a", finish_reason="stop"), LATE, last]]
+    session = begin(connect(fake))
+    assert step(session, step(session).id).eog
+    assert session.cached_tokens == 32
+    assert fake.completions[0]["stream_options"] == {"include_usage": True}
+
+
 def test_what_the_server_says_at_the_end_of_an_answer_is_known_when_the_answer_ends(connect):
     fake = FakeServer(own=True)
     fake.say = [[*own_events("a"), LATE, *own_events("", end={**EOS, "timings": {"cache_n": 7}})]]
