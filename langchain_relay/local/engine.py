@@ -265,7 +265,7 @@ class Engine:
             try:
                 lease = self._lease(asked, prompt)
                 session = asked.granted(lease, self._context)
-            except Exception as error:  # noqa: BLE001 - as in `_queue`
+            except Exception as error:
                 asked.future.set_exception(ours(error))
                 if any(lease.opening is asked.opening for lease in self._leases):
                     raise  # nobody knows what its sequence holds, as after any decode that raised
