@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from functools import cached_property
 
 import llama_cpp
 
 from langchain_relay.errors import LocalModelError
+from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.template import ChatTemplate
 
 _PIECE_BYTES = 256
@@ -27,7 +27,7 @@ class Vocab:
     def __init__(self, model: int) -> None:
         self._vocab = self.pointer = llama_cpp.llama_model_get_vocab(model)
         # Readers are counted in by this lock, so that nobody tokenizes with a freed vocabulary.
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._freed = False
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}

@@ -19,6 +19,7 @@ from langchain_relay.engine.errors import ContextOverflowError, LocalModelError,
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import Rule, Sampling, Turn
 from langchain_relay.local import LlamaCppModel, models
+from langchain_relay.local.server.gguf_vocab import GgufVocabulary
 from tests.integration_tests.local.sessions import STORY, TIMEOUT_S, step, steps, write
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
@@ -413,6 +414,36 @@ if child == 0:
 session.decode(Decode()).result()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of what is tested
+def test_a_forked_child_counts_though_a_thread_of_its_parent_did(tiny_llama):
+    """A web server that forks its workers while a thread tokenizes."""
+    vocabulary = GgufVocabulary(tiny_llama)
+    expected = vocabulary.count("one cat")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with vocabulary._vocab._lock:
+            held.set()
+            done.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(TIMEOUT_S)
+    child = os.fork()
+    if child == 0:
+        counted: list[int] = []
+        counting = threading.Thread(
+            target=lambda: counted.append(vocabulary.count("one cat")), daemon=True
+        )
+        counting.start()
+        counting.join(10)
+        os._exit(int(counted != [expected]))
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])
