@@ -107,11 +107,12 @@ def _rows(plan: Plan, told: Told, tokens: int, paths: Mapping[str, Path], topic:
     repeats = plan.decode_repeats if judged else 1
     rates = interleaved({name: side(name) for name in paths}, plan.rounds, told, repeats=repeats)
     where = "" if judged else ", among the others"
+    same = {RAW_SAME_KEYS: ", against the same keys"}
 
     def row(name: str, against: str) -> Row:
         return Row(
             topic,
-            f"{name}, {tokens} tokens{where if name == RAW else ''}",
+            f"{name}, {tokens} tokens{where if name == RAW else same.get(against, '')}",
             "tokens/s",
             rates[name],
             against=against,

@@ -454,6 +454,17 @@ def test_a_number_of_the_wrong_kind_is_refused_and_harms_no_other_chat(model, st
     assert other.decode(Decode()).result(TIMEOUT_S) is not None
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**6, 2**40])
+def test_an_id_of_another_vocabulary_is_refused_and_ends_no_process(start, wrong):
+    session, other = start("Hi."), start("Hi.")
+    with pytest.raises(UsageMistake, match="not in this vocabulary"):
+        step(session, wrong)
+    session.feed(Feed((wrong,)))
+    with pytest.raises(UsageMistake, match="not in this vocabulary"):
+        step(session)
+    assert step(session).id == step(other).id
+
+
 @pytest.mark.parametrize("part", ["prompt", "sampler", "logits"])
 def test_an_unforeseen_error_fails_one_chat_only(model, start, monkeypatch, part):
     other = start("Hi.")
