@@ -30,8 +30,12 @@ from benchmarks.raw import Raw
 from benchmarks.server import ModelServer
 from benchmarks.worker import Make, Worker
 from langchain_relay.local import models
+from langchain_relay.local.context import EXACT_KEYS
 
 RAW = "raw llama_decode loop"
+RAW_SAME_KEYS = f"{RAW}, keys as RelayChatModel's"
+"""Without it the engine's own cost would hide behind keys that are read faster than the default."""
+
 RELAY = "RelayChatModel.stream"
 BOUND = Bound(0.97, failure=0.95)
 
@@ -72,6 +76,8 @@ def compare(
             return stack.enter_context(Worker(make, plan, tokens, *arguments))
 
         paths = {RAW: start(raw_path, n_gpu_layers)}
+        if not others and n_gpu_layers == 0 and EXACT_KEYS is not None:
+            paths[RAW_SAME_KEYS] = start(raw_path, n_gpu_layers, EXACT_KEYS)
         if not others:
             settings = {"max_concurrency": 1, "n_gpu_layers": n_gpu_layers}
             paths[RELAY] = start(relay_path, settings)
@@ -100,33 +106,39 @@ def _rows(plan: Plan, told: Told, tokens: int, paths: Mapping[str, Path], topic:
     judged = RELAY in paths
     repeats = plan.decode_repeats if judged else 1
     rates = interleaved({name: side(name) for name in paths}, plan.rounds, told, repeats=repeats)
-    return [
-        Row(
+    where = "" if judged else ", among the others"
+    same = {RAW_SAME_KEYS: ", against the same keys"}
+
+    def row(name: str, against: str) -> Row:
+        return Row(
             topic,
-            f"{name}, {tokens} tokens{'' if judged or name != RAW else ', among the others'}",
+            f"{name}, {tokens} tokens{where if name == RAW else same.get(against, '')}",
             "tokens/s",
-            rate,
-            against="" if name == RAW else RAW,
-            ratios=() if name == RAW else ratios(rate, rates[RAW]),
+            rates[name],
+            against=against,
+            ratios=ratios(rates[name], rates[against]) if against else (),
             bound=BOUND if name == RELAY else None,
             note=NOTES.get(name, ""),
             facts={
                 "tokens": tokens,
-                "same_text_as_raw_rounds": sum(map(str.__eq__, texts[name], texts[RAW])),
+                "same_text_as_raw_rounds": sum(map(str.__eq__, texts[name], texts[against or RAW])),
             },
         )
-        for name, rate in rates.items()
-    ]
+
+    rows = [row(name, "" if name == RAW else RAW) for name in rates]
+    return [*rows, row(RELAY, RAW_SAME_KEYS)] if RAW_SAME_KEYS in rates else rows
 
 
 # --- the paths, each opened in its own process ----------------------------------------------------
 
 
 @contextmanager
-def raw_path(plan: Plan, tokens: int, n_gpu_layers: int) -> Iterator[Path]:
+def raw_path(
+    plan: Plan, tokens: int, n_gpu_layers: int, type_k: int | None = None
+) -> Iterator[Path]:
     """The lowest-level loop."""
-    settings = {"n_ctx": roomy(tokens), "n_threads": plan.threads, "n_gpu_layers": n_gpu_layers}
-    with Raw(plan.model, **settings) as raw:
+    settings = {"n_threads": plan.threads, "n_gpu_layers": n_gpu_layers, "type_k": type_k}
+    with Raw(plan.model, n_ctx=roomy(tokens), **settings) as raw:
 
         def path(messages: Messages) -> Timed:
             ids = raw.prompt(as_turns(messages))

@@ -31,10 +31,18 @@ class Raw:
         n_seq: Sequences.
         n_threads: Decode threads.
         n_gpu_layers: Layers on a GPU.
+        type_k: ggml's number of the type of the keys in the KV cache; `None`: llama.cpp's default.
     """
 
     def __init__(
-        self, model: str, *, n_ctx: int, n_threads: int, n_seq: int = 1, n_gpu_layers: int = 0
+        self,
+        model: str,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        n_seq: int = 1,
+        n_gpu_layers: int = 0,
+        type_k: int | None = None,
     ) -> None:
         set_verbose(False)
         llama_cpp.llama_backend_init()
@@ -42,9 +50,10 @@ class Raw:
         params.n_gpu_layers = n_gpu_layers
         path = str(models.resolve(model))
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
-        self._ctx = llama_cpp.llama_init_from_model(
-            self._model, _context_params(n_ctx * n_seq, n_seq, n_threads)
-        )
+        settings = _context_params(n_ctx * n_seq, n_seq, n_threads)
+        if type_k is not None:
+            settings.type_k = type_k
+        self._ctx = llama_cpp.llama_init_from_model(self._model, settings)
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         self._batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
         # Only to tokenize, outside of everything that is timed.

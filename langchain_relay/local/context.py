@@ -40,7 +40,7 @@ DEFAULT_N_CTX = 4096
 # differed by up to 1.06 between a chat alone, beside others, and with its prompt in pieces; with
 # bf16 keys by 0.0, at the same speed. Its bf16 kernel is vectorised for x86 only.
 _BF16 = 30  # ggml's own number; llama-cpp-python has no name for it
-_EXACT_KEYS = _BF16 if platform.machine() in ("x86_64", "AMD64") else None
+EXACT_KEYS = _BF16 if platform.machine() in ("x86_64", "AMD64") else None
 
 
 class LlamaContext:
@@ -95,7 +95,7 @@ class LlamaContext:
     @property
     def state_format(self) -> str:
         """What must be the same for a saved state to be restored, beside model and adapter."""
-        return f"llama-cpp-python {llama_cpp.__version__}, keys {_EXACT_KEYS}, flash attention auto"
+        return f"llama-cpp-python {llama_cpp.__version__}, keys {EXACT_KEYS}, flash attention auto"
 
     def prompt(
         self, turns: Sequence[Turn], *, open_assistant: bool, known: Mapping[int, Sequence[int]]
@@ -239,8 +239,8 @@ def _new_context(model: int, n_ctx: int, settings: LlamaSettings) -> int:
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
     # One KV stream per chat: in a unified cache a chat's greedy text changed beside others.
     params.kv_unified = False
-    if _EXACT_KEYS is not None and settings.n_gpu_layers == 0:
-        params.type_k = _EXACT_KEYS
+    if EXACT_KEYS is not None and settings.n_gpu_layers == 0:
+        params.type_k = EXACT_KEYS
     params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE  # hidden states per token
     params.swa_full = True  # else `cut` says yes and the positions are gone (Gemma)
     context = llama_cpp.llama_init_from_model(model, params)

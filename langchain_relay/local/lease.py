@@ -111,10 +111,11 @@ class Ahead:
         """Note that a token is appended which nobody asked to append.
 
         `False` if `depth` steps are there already, or nobody asks soon; then whoever takes one
-        says so.
+        says so. Whoever waits is not left without a step, even if nobody is to ask behind it.
         """
         with self._lock:
-            self._stalled = self._resting or len(self._steps) >= depth
+            unasked = self._waiter is None or bool(self._steps)
+            self._stalled = (self._resting and unasked) or len(self._steps) >= depth
             self._guessed += not self._stalled
             return not self._stalled
 
@@ -205,11 +206,23 @@ class Lease:
         self.scores: Any = None
         self.error: RelayError | None = None
 
+    @property
+    def keeps_up(self) -> bool:
+        """Somebody waits for this chat's next token, or will before it is decoded."""
+        return self.future is not None or (self.guess is not None and self.ahead.keeps_up)
+
     def append_guess(self) -> None:
         """Put the last sampled token into the sequence, if it is not there yet."""
         if self.guess is not None:
             self.sequence.append(self.guess)
             self.guess = None
+
+    def keep_guess(self) -> Future[Step] | None:
+        """What was guessed was asked for: it stays. Returns who asked."""
+        future, appended = self.ahead.withdraw()
+        if future is not None and not appended:  # else the last guess is that of a later step
+            self.append_guess()
+        return future
 
     def drop_guesses(self) -> None:
         """Take back all that was appended without being asked for."""

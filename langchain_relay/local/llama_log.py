@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 
+from langchain_relay.local.forks import ForkLock
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,7 +22,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._lines: dict[int, deque[tuple[int, str]]] = {}
-        self._installing = threading.Lock()
+        self._installing = ForkLock()
         self._installed: Any = None
         self._previous: Any = llama_cpp.llama_log_callback()  # falsy while it is NULL
         self._previous_data = ctypes.c_void_p()

@@ -9,28 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_relay.errors import LocalModelError, UsageMistake
+from langchain_relay.errors import UsageMistake
 from langchain_relay.local import models, sharing
 from langchain_relay.local.context_types import LlamaSettings
-from langchain_relay.local.engine import RUN_AHEAD, Engine
-from langchain_relay.local.forks import ForkLock
+from langchain_relay.local.decoder import RUN_AHEAD
+from langchain_relay.local.engine import Engine
 from langchain_relay.local.inbox import Ask, Closed, Fed, Open, Resumed
 from langchain_relay.local.lease import Lease, Opening
 from langchain_relay.local.prefix_files import PrefixFiles
+from langchain_relay.local.running import RunningModel
 from langchain_relay.local.sampling import choose
 from langchain_relay.local.threads import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Callable, Sequence
+    from typing import ClassVar
 
     from langchain_relay.engine.events import Decode, Feed
     from langchain_relay.engine.values import LocalSession, Sampling, Step, Turn
     from langchain_relay.local.context_types import Context
 
 
-class LlamaCppModel:
+class LlamaCppModel(RunningModel[Engine]):
     """A local model that writes up to `max_concurrency` answers at once, in one llama.cpp context.
 
     The file is loaded at the first `open` or `count`, by the one thread that then decodes for
@@ -72,6 +72,8 @@ class LlamaCppModel:
         UsageMistake: a number that cannot be.
     """
 
+    _ends_with_process: ClassVar = False  # the engine stops itself then
+
     def __init__(
         self,
         model: str | Path = "smollm2-135m",
@@ -87,6 +89,7 @@ class LlamaCppModel:
         state_dir: str | Path | None = None,
         state_max_bytes: int = 2**30,
     ) -> None:
+        super().__init__()
         models.check(model)
         if not 0 <= run_ahead <= RUN_AHEAD:
             raise UsageMistake(
@@ -107,10 +110,6 @@ class LlamaCppModel:
             state_max_bytes=_at_least_one("state_max_bytes", state_max_bytes),
         )
         self._share = share
-        self._lock = ForkLock()
-        self._engine: Engine | None = None
-        self._leave: weakref.finalize[[Engine, int], LlamaCppModel] | None = None
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -131,7 +130,7 @@ class LlamaCppModel:
     @property
     def loaded(self) -> bool:
         """Whether the file is in memory."""
-        engine = self._engine
+        engine = self._runner
         if engine is None or not engine.alive or not engine.loaded.done():
             return False
         return engine.loaded.exception() is None
@@ -155,7 +154,7 @@ class LlamaCppModel:
             LocalModelError: (through the future) loading failed, or the model was closed.
         """
         chosen = choose(sampling)
-        engine = self._running_engine()
+        engine = self._running()
         future: Future[LocalSession] = Future()
 
         def granted(lease: Lease, context: Context) -> LlamaCppSession:
@@ -167,35 +166,17 @@ class LlamaCppModel:
 
     def count(self, text: str) -> int:
         """Tokens of `text`; loads the model on first use, and waits for that."""
-        return self._running_engine().loaded.result().vocab.count(text)
-
-    def close(self) -> None:
-        """Free the model. What is still pending fails; later uses raise `LocalModelError`."""
-        with self._lock:
-            self._closed, engine = True, self._engine
-        if engine is not None:
-            sharing.leave(engine, id(self), wait=True)
+        return self._running().loaded.result().vocab.count(text)
 
     def decode_apart(self) -> None:
         """Have an engine of its own, unless it has joined one already."""
         with self._lock:
-            if self._engine is None:
+            if self._runner is None:
                 self._share = False
 
     def shares_engine(self, other: LlamaCppModel) -> bool:
         """Whether both decode in one context, where one's chats may wait for the other's."""
         return self is other or self._engine_key == other._engine_key
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"LlamaCppModel({str(self._settings.model)!r})"
@@ -205,20 +186,13 @@ class LlamaCppModel:
         facts = json.dumps(self.fingerprint, sort_keys=True)
         return (self._settings, facts, None if self._share else id(self))
 
-    def _running_engine(self) -> Engine:
-        """The engine; a new one if there is none, or if the last one failed or was forked away."""
-        with self._lock:
-            if self._closed:
-                raise LocalModelError(f"the local model {self.name!r} was closed: make another one")
-            if self._engine is None or not self._engine.alive:
-                if self._leave is not None:
-                    self._leave.detach()
-                new = partial(_new_engine, self._settings)
-                self._engine = sharing.join(self._engine_key, id(self), new)
-                # The thread holds the engine, never the model; so the model can be collected.
-                self._leave = weakref.finalize(self, sharing.leave, self._engine, id(self))
-                self._leave.atexit = False
-            return self._engine
+    def _start(self) -> tuple[Engine, Callable[[], None]]:
+        new = partial(_new_engine, self._settings)
+        engine = sharing.join(self._engine_key, id(self), new)
+        return engine, partial(sharing.leave, engine, id(self))
+
+    def _stop(self, runner: Engine) -> None:
+        sharing.leave(runner, id(self), wait=True)
 
 
 class LlamaCppSession:

@@ -28,7 +28,7 @@ class Pieces(Protocol):
         ...
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token."""
+        """The bytes of one token; `UsageMistake` if there is none with this id."""
         ...
 
 
@@ -128,8 +128,10 @@ class Sequence:
             more_text: More text may follow: keep what its tokens depend on.
 
         Raises:
-            UsageMistake: `rewind` reaches into the prompt; nothing was changed.
+            UsageMistake: `rewind` reaches into the prompt, or an id is none; nothing was changed.
         """
+        for item in append:
+            self._check(item)
         if rewind:
             self._take_back(rewind)
         for item in append:
@@ -175,6 +177,13 @@ class Sequence:
                 break
             tail = written.text + tail
         return tail
+
+    def _check(self, item: object) -> None:
+        """Refuse what llama.cpp would end the process on."""
+        if isinstance(item, int):
+            self._vocab.piece(item)
+        elif not isinstance(item, str):
+            raise UsageMistake(f"{item!r} is neither text nor the id of a token")
 
     @property
     def _held(self) -> bytes:

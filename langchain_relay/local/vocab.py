@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from functools import cached_property
 
 import llama_cpp
 
-from langchain_relay.errors import LocalModelError
+from langchain_relay.errors import LocalModelError, UsageMistake
+from langchain_relay.local.forks import ForkLock
 from langchain_relay.local.template import ChatTemplate
 
 _PIECE_BYTES = 256
@@ -27,7 +27,7 @@ class Vocab:
     def __init__(self, model: int) -> None:
         self._vocab = self.pointer = llama_cpp.llama_model_get_vocab(model)
         # Readers are counted in by this lock, so that nobody tokenizes with a freed vocabulary.
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._freed = False
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
@@ -67,7 +67,11 @@ class Vocab:
         return ids[len(newline) :] if ids[: len(newline)] == newline else ids
 
     def piece(self, token: int) -> bytes:
-        """The bytes of `token`; control tokens have none."""
+        """The bytes of `token`; control tokens have none.
+
+        Raises:
+            UsageMistake: there is no such token.
+        """
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self._read_piece(token)
@@ -119,6 +123,10 @@ class Vocab:
         return list(ids[:n])
 
     def _read_piece(self, token: int) -> bytes:
+        if not 0 <= token < self.n_tokens:
+            raise UsageMistake(
+                f"token {token} is not in this vocabulary, whose ids are 0 to {self.n_tokens - 1}"
+            )
         buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, *_PLAIN)
         if n < 0:

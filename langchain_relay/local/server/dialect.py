@@ -94,6 +94,10 @@ class Reader(Protocol):
         """What one event says."""
         ...
 
+    def end(self) -> Iterator[Ended]:
+        """What the events said that ended without another one."""
+        ...
+
 
 @dataclass(slots=True)
 class Facts:

@@ -56,7 +56,8 @@ class LlamaServer:
         """See `Dialect.connect`.
 
         Raises:
-            UsageMistake: the server has no adapter of the name asked for.
+            UsageMistake: the server has no adapter of the name asked for, or does not tell its
+                context.
         """
         props = await self._http.json("/props")
         self._template = ChatTemplate(
@@ -67,8 +68,7 @@ class LlamaServer:
         await self._learn_vocabulary()
         if self._settings.adapter is not None:
             self._lora = [{"id": await self._adapter_id(self._settings.adapter), "scale": 1.0}]
-        n_ctx = self._settings.n_ctx or props["default_generation_settings"]["n_ctx"]
-        return Facts(n_ctx, props.get("total_slots"), self._template.thinking)
+        return Facts(self._context(props), props.get("total_slots"), self._template.thinking)
 
     async def prompt(self, turns: Sequence[Turn], *, open_assistant: bool) -> list[Item]:
         """See `Dialect.prompt`."""
@@ -169,6 +169,15 @@ class LlamaServer:
             self._pieces[token] = answer["content"]
         return self._pieces[token]
 
+    def _context(self, props: dict[str, Any]) -> int:
+        n_ctx = self._settings.n_ctx or props.get("default_generation_settings", {}).get("n_ctx")
+        if n_ctx is None:
+            raise UsageMistake(
+                f"{self._http.base_url}/props does not tell the size of a chat's context: give "
+                f"n_ctx=, or look whether llama.cpp's server runs there"
+            )
+        return int(n_ctx)
+
     async def _adapter_id(self, name: str) -> int:
         try:
             adapters = await self._http.json("/lora-adapters")
@@ -246,6 +255,10 @@ class _Reader:
         self._note(event)
         if event["content"]:
             yield from self._written(event["content"])
+
+    def end(self) -> Iterator[Ended]:
+        """See `Reader.end`; its last event says all."""
+        yield from ()
 
     def _note(self, event: Any) -> None:
         self._ids += event.get("tokens", [])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx
 
 from langchain_relay.errors import LocalModelError, Offline, UsageMistake
-from langchain_relay.local.forks import ForkLock
+from langchain_relay.local.running import RunningModel
 from langchain_relay.local.sampling import choose
 from langchain_relay.local.server.dialect import ServerSettings
 from langchain_relay.local.server.gguf_vocab import GgufVocabulary
@@ -23,8 +22,7 @@ from langchain_relay.offline import refuse_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
+    from typing import ClassVar
 
     from langchain_relay.engine.values import LocalSession, Sampling, Turn
 
@@ -34,7 +32,7 @@ REMEMBERED_COUNTS = 65_536
 """Texts whose token counts are remembered: hosted text is counted word by word."""
 
 
-class CompletionServerModel:
+class CompletionServerModel(RunningModel[Service]):
     """A local model on an inference server, for up to `max_concurrency` answers at once.
 
     It plays the role of `LlamaCppModel` over HTTP. The server continues a prefix; at a hand-over
@@ -86,6 +84,8 @@ class CompletionServerModel:
         ModelNotFound: `tokenizer` names no GGUF.
     """
 
+    _ends_with_process: ClassVar = True  # else connections would end open
+
     def __init__(
         self,
         base_url: str,
@@ -107,6 +107,7 @@ class CompletionServerModel:
         extra_body: Mapping[str, Any] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        super().__init__()
         self._base_url = _checked_url(base_url)
         _check_choices(protocol, server)
         _check_numbers(n_ctx=n_ctx, max_concurrency=max_concurrency, timeout_s=timeout_s)
@@ -130,9 +131,6 @@ class CompletionServerModel:
         self._affinity_header = affinity_header
         self._transport = transport
         self._salt = secrets.token_bytes(16)
-        self._lock = ForkLock()
-        self._service: Service | None = None
-        self._closed = False
         self._counts: dict[str, int] = {}
 
     @property
@@ -165,13 +163,13 @@ class CompletionServerModel:
     @property
     def requests(self) -> int:
         """HTTP requests sent so far, completions included."""
-        service = self._service
+        service = self._runner
         return 0 if service is None else service.http.requests
 
     @property
     def completions(self) -> int:
         """Completions asked for so far; an answer with c hand-overs takes 1 + c."""
-        service = self._service
+        service = self._runner
         return 0 if service is None else service.http.streams
 
     def open(
@@ -193,7 +191,7 @@ class CompletionServerModel:
             LocalModelError: (through the future) the server failed, or the model was closed.
         """
         chosen = choose(sampling)
-        service = self._running_service()
+        service = self._running()
         future: Future[LocalSession] = Future()
         headers = self._affinity(turns)
         opening = Opening(self, tuple(turns), chosen, open_assistant, headers, future)
@@ -210,30 +208,12 @@ class CompletionServerModel:
             return counted
         known = self._counts.get(text)
         if known is None:
-            service = self._running_service()
+            service = self._running()
             known = service.loop.result(lambda: service.count(text))
             if len(self._counts) >= REMEMBERED_COUNTS:
                 self._counts.clear()
             self._counts[text] = known
         return known
-
-    def close(self) -> None:
-        """Close all connections. What is pending fails; later uses raise `LocalModelError`."""
-        with self._lock:
-            self._closed, service = True, self._service
-        if service is not None:
-            service.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"CompletionServerModel({self._base_url!r})"
@@ -249,8 +229,8 @@ class CompletionServerModel:
         name = hashlib.blake2b(begun.encode(errors="replace"), key=self._salt, digest_size=12)
         return {self._affinity_header: name.hexdigest()}
 
-    def _running_service(self) -> Service:
-        """The connection; a new one if there is none, or if the last one was forked away.
+    def _running(self) -> Service:
+        """The connection, as of any local model.
 
         Raises:
             LocalModelError: the model was closed, or the server is elsewhere while
@@ -260,20 +240,20 @@ class CompletionServerModel:
             refuse_offline(f"what {self.name!r} is asked", self._base_url)
         except Offline as error:
             raise LocalModelError(str(error)) from error
-        with self._lock:
-            if self._closed:
-                raise LocalModelError(f"the local model {self.name!r} was closed: make another one")
-            if self._service is None or not self._service.loop.alive:
-                http = Http(
-                    self._base_url,
-                    headers=self._headers,
-                    timeout_s=self._timeout_s,
-                    transport=self._transport,
-                )
-                self._service = Service(http, self._settings, self._places)
-                # The loop's thread holds the service, never the model.
-                weakref.finalize(self, self._service.stop)
-            return self._service
+        return super()._running()
+
+    def _start(self) -> tuple[Service, Callable[[], None]]:
+        http = Http(
+            self._base_url,
+            headers=self._headers,
+            timeout_s=self._timeout_s,
+            transport=self._transport,
+        )
+        service = Service(http, self._settings, self._places)
+        return service, service.stop
+
+    def _stop(self, runner: Service) -> None:
+        runner.stop()
 
 
 def _checked_url(base_url: str) -> str:

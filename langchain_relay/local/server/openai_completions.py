@@ -54,6 +54,7 @@ class Flavour:
         tokenize_text: Field name of the text in its request.
         tokenize_fields: What else goes into its request.
         adapter: The fields that choose an adapter, from its name.
+        usage: It tells what it had in its cache, in an event behind the last one, where asked to.
     """
 
     stop_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Flavour:
     tokenize_text: str = "input"
     tokenize_fields: Mapping[str, Any] = field(default_factory=dict)
     adapter: Callable[[str], Mapping[str, Any]] | None = None
+    usage: bool = False
 
 
 FLAVOURS: Mapping[str, Flavour] = {
@@ -80,6 +82,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         tokenize_text="prompt",
         tokenize_fields={"add_special_tokens": False},
         adapter=lambda name: {"model": name},
+        usage=True,
     ),
     # Not run. docs.sglang.ai, "OpenAI-compatible APIs" and "Sampling parameters".
     "sglang": Flavour(
@@ -90,6 +93,7 @@ FLAVOURS: Mapping[str, Flavour] = {
         tokenize="/tokenize",
         tokenize_text="prompt",
         adapter=lambda name: {"lora_path": name},
+        usage=True,
     ),
 }
 
@@ -113,7 +117,9 @@ class OpenAICompletions:
         """See `Dialect.connect`.
 
         Raises:
-            UsageMistake: the template, the context's size or the adapter cannot be known.
+            UsageMistake: the template, the context's size or the adapter cannot be known, or the
+                server has no model of the name asked for.
+            LocalModelError: there is no such server.
         """
         listed = await self._listed()
         if self._settings.server is None:
@@ -205,6 +211,8 @@ class OpenAICompletions:
         }
         if asked.limit == 1:
             body["max_tokens"] = 1
+        if flavour.usage:
+            body["stream_options"] = {"include_usage": True}
         if asked.stop:
             body |= {"stop": list(asked.stop), **flavour.stop_fields}
         if asked.banned:
@@ -224,12 +232,24 @@ class OpenAICompletions:
 
     async def _listed(self) -> dict[str, Any]:
         """What the server says of its model."""
+        name = self._settings.model
         try:
             models: list[dict[str, Any]] = (await self._http.json("/v1/models"))["data"]
-        except NoSuchPage:
+        except NoSuchPage as error:
+            if self._settings.protocol == "auto":  # nobody said that it is one of this protocol
+                raise LocalModelError(
+                    f"no inference server was found at {self._http.base_url}: it knows neither "
+                    f"/props (llama.cpp) nor /v1/models (OpenAI); look at base_url, or give "
+                    f'protocol="openai"'
+                ) from error
             return {}
-        named = [model for model in models if model.get("id") == self._settings.model]
-        return (named or models or [{}])[0]
+        named = [model for model in models if name in {None, model.get("id")}]
+        if models and not named:
+            raise UsageMistake(
+                f"the server at {self._http.base_url} has no model {name!r}, but "
+                f"{[model.get('id') for model in models]}"
+            )
+        return (named or [{}])[0]
 
     def _own_template(self) -> ChatTemplate:
         if self._settings.template is not None:
@@ -267,6 +287,7 @@ class _Reader:
 
     def __init__(self, flavour: Flavour) -> None:
         self._flavour = flavour
+        self._end: Ended | None = None
 
     def read(self, event: Any) -> Iterator[Written | Ended | Cached]:
         """See `Reader.read`."""
@@ -277,7 +298,15 @@ class _Reader:
             if choice.get("text"):
                 yield Written(choice["text"], None, max(1, len(choice.get("token_ids") or [])))
             if choice.get("finish_reason") is not None:
-                yield self._ended(choice)
+                self._end = self._ended(choice)
+        if event.get("usage") or not self._flavour.usage:
+            yield from self.end()
+
+    def end(self) -> Iterator[Ended]:
+        """See `Reader.end`."""
+        end, self._end = self._end, None
+        if end is not None:
+            yield end
 
     def _ended(self, choice: dict[str, Any]) -> Ended:
         match choice["finish_reason"]:

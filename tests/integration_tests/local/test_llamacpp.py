@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import struct
 import subprocess
@@ -20,35 +19,15 @@ from langchain_relay.engine.errors import ContextOverflowError, LocalModelError,
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import Rule, Sampling, Turn
 from langchain_relay.local import LlamaCppModel, models
+from langchain_relay.local.server.gguf_vocab import GgufVocabulary
+from tests.integration_tests.local.sessions import STORY, TIMEOUT_S, step, steps, write
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 
-TIMEOUT_S = 60
-STORY = "Write a story about a cat and a lighthouse."
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
     f"<|im_end|>\n<|im_start|>user\n{STORY}<|im_end|>\n<|im_start|>assistant\n"
 )
-
-
-def step(session, *append, **ask):
-    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
-
-
-def steps(session, n, append=(), **ask):
-    """Up to `n` steps, each appending the one before."""
-    got = []
-    for _ in range(n):
-        one = step(session, *append, **ask)
-        if one.eog:
-            break
-        got.append(one)
-        append = (one.id,)
-    return got
-
-
-def write(session, n, append=(), **ask):
-    return "".join(one.text for one in steps(session, n, append, **ask))
 
 
 def soon(condition):
@@ -126,21 +105,6 @@ def test_the_same_text_alone_and_beside_three_others(start, sampling):
     assert all(texts.values())
 
 
-def test_seeds_make_a_difference_and_repeat(start):
-    def text(**sampling):
-        session = start(STORY, **sampling)
-        try:
-            return write(session, 12)
-        finally:
-            session.close()
-
-    hot = {"temperature": 1.5}
-    assert text(**hot, seed=1) == text(**hot, seed=1)
-    assert len({text(**hot, seed=seed) for seed in (1, 2, 3)}) == 3
-    assert text(**hot) != text(**hot)  # a fresh seed for each
-    assert text(temperature=1.5, top_k=1, seed=4) == text()  # the likeliest token only
-
-
 def test_a_penalty_sees_delegated_text(start):
     def next_text(**sampling):
         session = start("Repeat after me.", **sampling)
@@ -174,15 +138,6 @@ def test_a_ban_keeps_the_command_from_being_begun(start):
     text = write(banned, 40, rule=Rule(ban=("<call>",)))
     assert text
     assert "<call" not in text
-
-
-def test_a_ban_does_not_look_into_foreign_text(start):
-    session = start("Hello")
-    session.feed(Feed((" <",)))
-    rule = Rule(ban=("<call>",))
-    assert step(session, rule=rule).text  # nothing to take back, whatever it says
-    session.feed(Feed((" <call>3</call> is text",)))
-    assert step(session, rule=rule).text
 
 
 def test_a_character_comes_out_whole(start, steady):
@@ -241,7 +196,7 @@ def test_fed_text_gives_the_same_ids_in_any_pieces(model, text, data):
         return sequence.tokens
 
     model.count("")
-    vocab = model._engine.loaded.result().vocab
+    vocab = model._runner.loaded.result().vocab
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted))
     edges = [0, *cuts, len(text)]
     pieces = [text[a:b] for a, b in pairwise(edges)]
@@ -318,19 +273,6 @@ def test_a_full_context_says_both_numbers(start):
 # --- who gets a sequence ------------------------------------------------------------------------
 
 
-def test_twelve_answers_over_four_sequences_in_order(model):
-    futures = [model.open([Turn("user", f"{n}?")], Sampling(temperature=0)) for n in range(12)]
-    cancelled = futures.pop(6)
-    assert cancelled.cancel()
-    texts = []
-    for future in futures:
-        session = future.result(TIMEOUT_S)
-        texts.append(write(session, 3))
-        session.close()
-    assert len(texts) == 11
-    assert all(texts)
-
-
 def test_a_session_closed_while_it_decodes_frees_its_sequence(model):
     long = "word " * 700
     for _ in range(3):
@@ -347,25 +289,6 @@ def test_a_session_closed_while_it_decodes_frees_its_sequence(model):
     session = model.open([Turn("user", "Hi")], Sampling()).result(TIMEOUT_S)
     assert step(session).text
     session.close()
-
-
-async def test_an_event_loop_runs_more_answers_than_there_are_sequences(model):
-    async def answer(n):
-        future = model.open([Turn("user", f"Tell me about {n}.")], Sampling(temperature=0))
-        session = await asyncio.wrap_future(future)
-        try:
-            append: tuple[int, ...] = ()
-            text = ""
-            for _ in range(5):
-                got = await asyncio.wrap_future(session.decode(Decode(append)))
-                append, text = (got.id,), text + got.text
-            return text
-        finally:
-            session.close()
-
-    texts = await asyncio.gather(*(answer(n % 2) for n in range(10)))
-    assert len(set(texts)) <= 2
-    assert all(texts)
 
 
 # --- loading and the end ------------------------------------------------------------------------
@@ -436,8 +359,8 @@ def test_the_context_is_what_the_model_was_trained_on_unless_told_otherwise():
     engine = LlamaCppModel(n_threads=1, max_concurrency=1)
     with engine:
         engine.count("x")
-        assert engine._engine is not None
-        context = engine._engine.loaded.result()
+        assert engine._runner is not None
+        context = engine._runner.loaded.result()
         assert context.n_ctx == 4096
         assert _default_n_ctx(context._weights.model) == 4096  # type: ignore[attr-defined]  # the real one
 
@@ -494,6 +417,36 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of what is tested
+def test_a_forked_child_counts_though_a_thread_of_its_parent_did(tiny_llama):
+    """A web server that forks its workers while a thread tokenizes."""
+    vocabulary = GgufVocabulary(tiny_llama)
+    expected = vocabulary.count("one cat")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with vocabulary._vocab._lock:
+            held.set()
+            done.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(TIMEOUT_S)
+    child = os.fork()
+    if child == 0:
+        counted: list[int] = []
+        counting = threading.Thread(
+            target=lambda: counted.append(vocabulary.count("one cat")), daemon=True
+        )
+        counting.start()
+        counting.join(10)
+        os._exit(int(counted != [expected]))
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.parametrize("wrong", [{"top_k": 2.5}, {"seed": "7"}, {"seed": 1.5}])
 def test_a_number_of_the_wrong_kind_is_refused_and_harms_no_other_chat(model, start, wrong):
     other = start("Hi.")
@@ -502,10 +455,21 @@ def test_a_number_of_the_wrong_kind_is_refused_and_harms_no_other_chat(model, st
     assert other.decode(Decode()).result(TIMEOUT_S) is not None
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**6, 2**40])
+def test_an_id_of_another_vocabulary_is_refused_and_ends_no_process(start, wrong):
+    session, other = start("Hi."), start("Hi.")
+    with pytest.raises(UsageMistake, match="not in this vocabulary"):
+        step(session, wrong)
+    session.feed(Feed((wrong,)))
+    with pytest.raises(UsageMistake, match="not in this vocabulary"):
+        step(session)
+    assert step(session).id == step(other).id
+
+
 @pytest.mark.parametrize("part", ["prompt", "sampler", "logits"])
 def test_an_unforeseen_error_fails_one_chat_only(model, start, monkeypatch, part):
     other = start("Hi.")
-    context = model._engine._context
+    context = model._runner._context
 
     def broken(*args, **kwargs):
         raise TypeError("unforeseen")

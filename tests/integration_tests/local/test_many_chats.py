@@ -108,8 +108,8 @@ async def test_a_soak_of_short_answers_a_tenth_of_them_cancelled(model):
     gc.collect()
     grown_mib = process.memory_info().rss / 2**20 - settled_mib
     assert grown_mib < SLACK_MIB, f"{grown_mib:.1f} MiB more after {done} answers"
-    model._engine.leave(object())  # behind the last close(): the engine has taken in all before it
-    assert not model._engine._leases
+    model._runner.leave(object())  # behind the last close(): the engine has taken in all before it
+    assert not model._runner._decoder.leases
     facts = {"answers": done, "cancelled": cancelled, "chats": CHATS, "tokens": TOKENS}
     memory = {"settled_mib": settled_mib, "grown_mib": grown_mib}
     note_soak("chats", {**facts, **memory, "model": "smollm2-135m"})

@@ -116,8 +116,8 @@ def test_a_long_conversation_with_two_calls_evaluates_its_new_tokens_only():
         assert relay_report(answer).calls == 2
         assert len(answer.response_metadata["relay"]["commands"]) == 2
         first = watched.sessions[0]
-        assert local._engine is not None
-        local._engine.leave(object())  # behind close(), which takes back what was decoded ahead
+        assert local._runner is not None
+        local._runner.leave(object())  # behind close(), which takes back what was decoded ahead
         conversation = first.prompt_tokens + len(first._lease.sequence.written)
         assert conversation >= 1500
         second = model.invoke([*long, answer, HumanMessage("And then?")], max_tokens=5)

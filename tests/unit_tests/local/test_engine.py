@@ -549,9 +549,10 @@ def test_closing_does_not_hang_when_the_engine_fails_over_it(roomy, monkeypatch)
     def broken(lease, why):
         raise MemoryError("none left")
 
-    assert roomy._engine is None or roomy.shares_engine(other)
+    assert roomy._runner is None or roomy.shares_engine(other)
     roomy.count("x")
-    monkeypatch.setattr(other._engine, "_take_back", broken)
+    assert other._runner is not None
+    monkeypatch.setattr(other._runner._leases, "take_back", broken)
     other.close()
     with pytest.raises(LocalModelError, match="none left"):
         session(roomy)._engine.loaded.result(TIMEOUT_S)
@@ -592,4 +593,22 @@ def test_an_answer_that_ends_with_a_long_word_is_remembered_whole(roomy):
     answer.close()
     turns = [Turn("user", "a question"), Turn("assistant", got.text + "字" * 70)]
     assert roomy.open(turns, Sampling()).result(TIMEOUT_S).prompt_tokens
-    assert roomy._engine._lender._answers.find(turns)
+    assert roomy._runner._leases._lender._answers.find(turns)
+
+
+def test_a_copy_whose_decode_raises_ends_the_engine_and_loses_no_sequence(roomy, context):
+    holder = session(roomy, SYSTEM + "first")
+    step(holder)
+
+    def broken_once(rows, **how):
+        del context.decode
+        raise MemoryError("none left")
+
+    context.decode = broken_once
+    with pytest.raises(LocalModelError, match="none left"):
+        session(roomy, SYSTEM + "second")
+    roomy._runner._thread.join(TIMEOUT_S)
+    with pytest.raises(LocalModelError, match="none left"):
+        step(holder)
+    others = [session(roomy, f"{number}") for number in range(4)]
+    assert [step(one).text for one in others] == ["1", "2", "3", "4"]

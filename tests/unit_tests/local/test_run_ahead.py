@@ -13,7 +13,9 @@ from langchain_relay.engine.errors import LocalModelError, UsageMistake
 from langchain_relay.engine.events import Decode, Feed
 from langchain_relay.engine.values import FREE, Rule, Sampling, Step, Turn
 from langchain_relay.local import LlamaCppModel
-from langchain_relay.local.engine import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE, Engine
+from langchain_relay.local.decoder import PACE_S, RUN_AHEAD, RUN_AHEAD_BESIDE
+from langchain_relay.local.engine import Engine
+from langchain_relay.local.inbox import Ask
 from langchain_relay.local.lease import Ahead, Taken
 from tests.unit_tests.local.counting import TIMEOUT_S, Counting
 
@@ -24,7 +26,7 @@ def model_on(context, run_ahead=RUN_AHEAD, n=2):
     """A model whose engine decodes on `context`."""
     model = LlamaCppModel(share=False, max_concurrency=n)
     engine = Engine(lambda: context, max_concurrency=n, n_batch=8, run_ahead=run_ahead)
-    model._engine = engine
+    model._runner = engine
     engine.start()
     return model
 
@@ -38,7 +40,7 @@ def context():
 def model(context):
     model = model_on(context)
     yield model
-    model._engine.stop()
+    model._runner.stop()
 
 
 def session(model, text="A"):
@@ -114,7 +116,7 @@ def test_a_feed_comes_between(model):
 def test_a_chat_that_rests_takes_no_time_from_others_and_goes_on_when_it_is_asked(
     model, context, monkeypatch
 ):
-    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 0)  # each step is given at once
+    monkeypatch.setattr("langchain_relay.local.decoder.PACE_S", 0)  # each step is given at once
     context.gate = threading.Event()
     answer = session_soon(model, "A").result(TIMEOUT_S)
     future = answer.decode(Decode())
@@ -187,13 +189,13 @@ def test_beside_others_less_is_guessed(context):
     busy.close()
     context.turnstile.release(100)
     until(lambda: silent.evaluated_tokens == 1 + RUN_AHEAD)
-    model._engine.stop()
+    model._runner.stop()
 
 
 @pytest.fixture
 def unhurried(monkeypatch):
     """A reader of a lone chat is woken when there is no other way."""
-    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 1e9)
+    monkeypatch.setattr("langchain_relay.local.decoder.PACE_S", 1e9)
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -267,7 +269,7 @@ def test_a_feed_during_a_wait_comes_behind_what_that_asked_for(model, context):
 
 
 def test_who_has_waited_long_enough_is_woken_at_once(model, context, monkeypatch):
-    monkeypatch.setattr("langchain_relay.local.engine.PACE_S", 0)
+    monkeypatch.setattr("langchain_relay.local.decoder.PACE_S", 0)
     answer = session(model)
     context.turnstile = threading.Semaphore(2)
     first = step(answer)
@@ -409,9 +411,50 @@ def test_whatever_is_asked_the_answers_are_those_without_running_ahead(asks):
         answer = session(model)
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("langchain_relay.local.engine.PACE_S", pace_s)
+                patch.setattr("langchain_relay.local.decoder.PACE_S", pace_s)
                 answers.append(played(answer, asks))
         finally:
             answer.close()
-            model._engine.stop()
+            model._runner.stop()
     assert answers == [answers[0]] * len(answers)
+
+
+# --- found by audit -----------------------------------------------------------------------------
+
+
+def test_a_chat_that_rests_while_a_step_is_waited_for_is_given_that_step(model, context):
+    answer = session(model)
+    context.gate = threading.Event()
+    asked = answer.decode(Decode())
+    context.entered.clear()
+    context.gate.set()
+    got = asked.result(TIMEOUT_S)
+    for _ in range(2 * RUN_AHEAD):  # in one of them the step is not there yet
+        waiting = answer.decode(Decode((got.id,)))
+        answer.rest()
+        got = waiting.result(TIMEOUT_S)
+    assert got.text == chr(ord("B") + 2 * RUN_AHEAD)
+
+
+class _CancelledLate(Future[Step]):
+    """Cancelled at the moment its step is there, and asked for again at that moment."""
+
+    def __init__(self, ask_again):
+        super().__init__()
+        self._ask_again = ask_again
+
+    def set_result(self, step):
+        self.cancel()
+        self._ask_again(step)
+        super().set_result(step)  # raises InvalidStateError
+
+
+def test_whoever_asks_between_a_cancelled_step_and_its_end_is_answered(model):
+    answer = session(model)
+    again = []
+    late = _CancelledLate(lambda got: again.append(answer.decode(Decode((got.id,)))))
+    model._runner.submit(Ask(answer._lease, Decode(), late))
+    until(lambda: again)
+    assert again[0].result(TIMEOUT_S).text == "C"
+    assert step(answer, ord("x")).text == "y"
+    assert bytes(answer._lease.sequence.tokens).startswith(b"ABxy")

@@ -154,6 +154,22 @@ def test_the_prompt_is_never_taken_back():
     assert sequence.tokens == [65, 66, 67]
 
 
+@pytest.mark.parametrize("wrong", [None, 1.5, b"x", 999])
+def test_what_is_no_token_is_refused_and_changes_nothing(wrong):
+    class Small(Bytes):
+        def piece(self, token):
+            if token > 255:
+                raise UsageMistake("token 999 is not in this vocabulary")
+            return super().piece(token)
+
+    sequence = Sequence(0, [65, 66], Small())
+    sequence.change((67,), 0, more_text=False)
+    with pytest.raises(UsageMistake, match="token"):
+        sequence.change((68, wrong), 1, more_text=False)
+    assert sequence.tokens == [65, 66, 67]
+    assert sequence.position == 1
+
+
 def test_the_local_tail_ends_at_foreign_text():
     sequence = Sequence(0, [65], Bytes())
     sequence.change((*b"ab", "foreign", *b"cd"), 0, more_text=False)

@@ -650,6 +650,28 @@ def test_what_llama_cpp_server_does_not_tell_has_to_be_given(connect, options, s
         begin(connect(FakeServer(), **options))
 
 
+def test_a_model_the_server_has_not_is_refused_with_those_it_has(connect):
+    with pytest.raises(errors.UsageMistake, match=r"no model 'slim', but \['slm'\]"):
+        begin(connect(FakeServer(), model="slim"))
+    assert begin(connect(FakeServer(), model="slm")).prompt_tokens
+
+
+def test_a_server_that_lists_no_models_is_taken_at_the_users_word(connect):
+    fake = FakeServer()
+    fake._v1_models = lambda body: httpx.Response(404)  # type: ignore[method-assign]  # it has none
+    fake.say = [text_events("a")]
+    session = begin(connect(fake, protocol="openai", model="slim"))
+    assert step(session).text == "a"
+    assert fake.completions[0]["model"] == "slim"
+
+
+def test_an_own_server_that_does_not_tell_its_context_says_so(connect):
+    fake = FakeServer(own=True)
+    fake._props = lambda body: httpx.Response(200, json={})  # type: ignore[method-assign]  # a proxy's
+    with pytest.raises(errors.UsageMistake, match="n_ctx="):
+        begin(connect(fake))
+
+
 def test_vllm_s_documented_contract_unverified(connect):
     fake = FakeServer(owner="vllm", max_model_len=300)
     fake.say = [
@@ -702,6 +724,19 @@ def test_cached_tokens_are_those_of_the_first_request(connect):
     assert session.cached_tokens in {0, 32}
 
 
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+def test_cached_tokens_that_are_told_behind_the_end_are_known_when_the_answer_ends(connect, owner):
+    """Both tell the usage of a stream only where asked to, in an event of its own at its end."""
+    fake = FakeServer(owner=owner, max_model_len=300)
+    usage = {"prompt_tokens_details": {"cached_tokens": 32}}
+    last = {"choices": [], "usage": usage}
+    fake.say = [[*text_events("a", finish_reason="stop"), LATE, last]]
+    session = begin(connect(fake))
+    assert step(session, step(session).id).eog
+    assert session.cached_tokens == 32
+    assert fake.completions[0]["stream_options"] == {"include_usage": True}
+
+
 def test_what_the_server_says_at_the_end_of_an_answer_is_known_when_the_answer_ends(connect):
     fake = FakeServer(own=True)
     fake.say = [[*own_events("a"), LATE, *own_events("", end={**EOS, "timings": {"cache_n": 7}})]]
@@ -729,6 +764,11 @@ def test_a_count_is_asked_for_once(connect):
         (httpx.Response(503, json={"error": {"message": "Loading model"}}), r"503: .*Loading"),
         (httpx.Response(401, text="no " * 400), r"401: .*…; check api_key"),
         (httpx.Response(200, text="<html>"), r"no JSON: <html>"),
+        (httpx.Response(404, text="nothing here"), r"no inference server.*8080: .*/v1/models"),
+        (
+            httpx.Response(302, json={}, headers={"Location": "https://gate/props?token=5"}),
+            r"answered 302: .*it points to https://gate/props: ",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -807,8 +847,8 @@ def test_no_thread_outlives_its_model(connect):
     fake = FakeServer(own=True)
     model = CompletionServerModel(URL, transport=httpx.MockTransport(fake))
     session = begin(model)
-    assert model._service is not None
-    thread = model._service.loop._thread
+    assert model._runner is not None
+    thread = model._runner.loop._thread
     assert thread.is_alive()
     del model
     gc.collect()

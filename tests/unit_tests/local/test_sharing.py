@@ -76,7 +76,7 @@ def test_a_model_that_is_collected_leaves(contexts):
     second.count("x")
     del first
     assert step(session(second)) == "B"
-    engine = second._engine
+    engine = second._runner
     del second
     assert engine is not None
     engine._thread.join(TIMEOUT_S)
