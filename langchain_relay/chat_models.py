@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,6 +38,7 @@ from langchain_relay.checks import (
     budgets,
     check_fields,
     check_per_call,
+    refuse_misspelt,
     require,
 )
 from langchain_relay.delegates.fallback import members
@@ -245,13 +245,10 @@ class RelayChatModel(RunBoundChatModel):
         if isinstance(values, Mapping):
             with translated():
                 require(values, "model", "delegate")
+                refuse_misspelt(values, cls.model_fields)
             # Standard chat-model arguments that mean nothing here are let through.
             for name in set(values) - set(cls.model_fields) - {"api_key", "base_url"}:
-                near = get_close_matches(name, cls.model_fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                warnings.warn(
-                    f"RelayChatModel has no field {name!r} and ignores it{hint}", stacklevel=4
-                )
+                warnings.warn(f"RelayChatModel has no field {name!r} and ignores it", stacklevel=4)
         return values
 
     @model_validator(mode="after")

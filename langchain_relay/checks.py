@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import iscoroutinefunction
 from math import inf
 from pathlib import Path
@@ -39,6 +40,22 @@ def require(values: Mapping[str, Any], *names: str) -> None:
         if values.get(name) is None:
             error = UnknownDelegate if name == "delegate" else UsageMistake
             raise error(f"RelayChatModel needs {name}=: {hints[name]}")
+
+
+_MISSPELT = 0.8
+"""How alike, from 0 to 1, a name is to that of a field if it was meant (difflib's ratio)."""
+
+
+def refuse_misspelt(given: Iterable[str], names: Iterable[str]) -> None:
+    """A budget under a misspelt name would be no budget.
+
+    Raises:
+        UsageMistake: a name is not that of a field, and nearly is.
+    """
+    known = set(names)
+    for name in set(given) - known:
+        if near := get_close_matches(name, known, n=1, cutoff=_MISSPELT):
+            raise UsageMistake(f"RelayChatModel has no field {name!r}; did you mean {near[0]!r}?")
 
 
 _RANGES: Mapping[str, tuple[float, float]] = {

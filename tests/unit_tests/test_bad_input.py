@@ -88,9 +88,18 @@ def test_a_setting_out_of_range_per_call() -> None:
         relay().invoke("?", max_tokens=0)
 
 
-def test_a_misspelt_field_is_named_with_its_neighbour() -> None:
-    with pytest.warns(UserWarning, match="did you mean 'temperature'"):
-        relay(temprature=0.5)
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("temprature", "temperature"), ("budgets", "budget"), ("legder", "ledger")],
+)
+def test_a_misspelt_field_is_refused_with_its_neighbour(misspelt: str, meant: str) -> None:
+    with pytest.raises(errors.UsageMistake, match=f"no field '{misspelt}'; did you mean '{meant}'"):
+        relay(**{misspelt: None})
+
+
+def test_an_argument_of_other_chat_models_is_ignored_and_said_so() -> None:
+    with pytest.warns(UserWarning, match="has no field 'frequency_penalty' and ignores it"):
+        relay(frequency_penalty=0.5)
 
 
 def test_a_budget_that_is_none() -> None:

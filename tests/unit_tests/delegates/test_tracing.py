@@ -107,7 +107,9 @@ def test_a_worst_case_is_told_where_no_usage_came():
 
 def test_counts_that_cannot_be_are_told_nobody():
     seen = Seen()
-    told(Received("blue", Delta(usage=Usage(-12, 3), finish="stop"), charge=CHARGE), seen)
+    received = Received(charge=CHARGE)
+    received.add(Delta("blue", usage=Usage(-12, 3), finish="stop"))
+    told(received, seen)
     assert seen.usages == [None]
 
 
