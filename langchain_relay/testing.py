@@ -34,7 +34,7 @@ from langchain_relay.engine.values import (
     Turn,
     Usage,
 )
-from langchain_relay.errors import ContextOverflowError, DelegateError
+from langchain_relay.errors import ContextOverflowError, DelegateError, UsageMistake
 
 __all__ = ["FailingDelegate", "ScriptedDelegate", "ScriptedLocal"]
 
@@ -51,12 +51,18 @@ class ScriptedLocal:
         n_ctx: Context size in such tokens.
         thinking: Pretend that the chat template has `<think>` tags.
 
+    Raises:
+        UsageMistake: a piece is no text.
+
     Attributes:
         prompts: The turns of every answer opened so far.
         contexts: The text of each answer's local context behind the prompt, commands included.
     """
 
     def __init__(self, *pieces: str, n_ctx: int = 4096, thinking: bool = False) -> None:
+        for piece in pieces:
+            if not isinstance(piece, str):
+                raise UsageMistake(f'pieces are texts, ScriptedLocal("a", "b"): {piece!r} is none')
         self.pieces = pieces
         self.n_ctx = n_ctx
         self.thinking = thinking

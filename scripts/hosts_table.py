@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from langchain_relay.delegates.hosts import HOSTS, HostRule
+from langchain_relay.delegates.hosts import HOSTS, SERVERS, HostRule
 from langchain_relay.delegates.reasoning import REASONING, ReasoningRule
 
 PAGE = Path(__file__).parents[1] / "docs" / "hosted-models.md"
@@ -32,7 +32,7 @@ def _between(page: str, name: str, rows: Iterable[str]) -> str:
 def _hosts() -> Iterator[str]:
     yield "| host | recognised by | mode | read in | on |"
     yield "|---|---|---|---|---|"
-    for rule in HOSTS:
+    for rule in (*HOSTS, *SERVERS):
         yield _row(rule.name, _known_by(rule), _mode(rule), rule.source, str(rule.read))
 
 
@@ -51,7 +51,8 @@ def _reasoning() -> Iterator[str]:
 
 
 def _known_by(rule: HostRule | ReasoningRule) -> str:
-    return ", ".join(f"`{one}`" for one in (*sorted(rule.classes), *rule.addresses))
+    known_by = [f"`{one}`" for one in (*sorted(rule.classes), *rule.addresses)]
+    return ", ".join(known_by) or "nothing: say the mode"
 
 
 def _row(*cells: str) -> str:

@@ -26,6 +26,7 @@ from langchain_relay.messages import METADATA_KEY
 from langchain_relay.prices import (
     PriceBook,
     UserPrices,
+    litellms_cost,
     price_context,
     reported_cost,
     reported_nanousd,
@@ -184,7 +185,11 @@ class ModelCallHandler(BaseCallbackHandler):
             return replace(call, cost_nanousd=0, price_source="local")
         if (reported := cost_usd(reported_cost(metadata))) is not None:
             return replace(call, cost_nanousd=reported_nanousd(reported), price_source="provider")
-        return self._by_tokens(call, _context(metadata, tier))
+        priced = self._by_tokens(call, _context(metadata, tier))
+        known = priced.cost_nanousd is not None
+        if known or (reckoned := cost_usd(litellms_cost(metadata))) is None:
+            return priced
+        return replace(call, cost_nanousd=reported_nanousd(reckoned), price_source="litellm")
 
     def _by_tokens(self, call: ModelCall, context: Mapping[str, str]) -> ModelCall:
         if (usage := reported_usage(call.usage)) is None:

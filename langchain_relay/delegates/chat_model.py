@@ -162,6 +162,11 @@ class ChatModelDelegate(Probing):
         return self._mode
 
     @property
+    def chat(self) -> BaseChatModel:
+        """The chat model that is asked: a copy that does not retry."""
+        return self._chat
+
+    @property
     def rate_limiter(self) -> BaseRateLimiter | None:
         """The wrapped model's own limiter; whoever sends an attempt waits for it."""
         return self._chat.rate_limiter
@@ -413,7 +418,9 @@ def _check_flag(model: BaseChatModel, family: Family, flag: Spelling) -> None:
 
 
 def _worst_attempts(model: BaseChatModel, family: Family) -> int | None:
-    if family.sends_once or type(model).__module__.startswith("langchain_core."):
+    if family.most_requests is not None:
+        return family.most_requests
+    if type(model).__module__.startswith("langchain_core."):
         return 1
     retries = field(model, "max_retries")
     # Elsewhere the field is set to 0 too, but nobody has counted requests: expect the worst.

@@ -60,7 +60,8 @@ class Family:
     """Classes nobody here knows: their fields say what can be set.
 
     Attributes:
-        sends_once: An attempt is known to be one request once `without_retries` was applied.
+        most_requests: What an attempt is known to send at most once `without_retries` was applied;
+            `None`: nobody has counted.
         flags: Spellings that reach the request.
         marks: A flag on the message is read from its `additional_kwargs`.
         default_flag: The spelling where nothing is known of the host.
@@ -68,7 +69,7 @@ class Family:
         steers_cache: OpenAI's options of the prompt cache are keywords of a call.
     """
 
-    sends_once = False
+    most_requests: int | None = None
     steers_cache = False
     flags: frozenset[Spelling] = frozenset({"prefix", "partial"})
     marks = True
@@ -112,7 +113,7 @@ class Family:
 class _ByKeyword(Family):
     """A keyword of the call wins over the model's own limit, under whatever name it is sent."""
 
-    sends_once = True
+    most_requests = 1
     timeout = True
 
     def limited(
@@ -244,7 +245,7 @@ class _Mistral(_ByKeyword):
 class _Ollama(Family):
     """The package has no retries. A keyword cannot set the limit."""
 
-    sends_once = True
+    most_requests = 1
     flags = frozenset()
 
     def base_url(self, chat: BaseChatModel) -> str | None:
@@ -259,7 +260,7 @@ class _Ollama(Family):
 class _Gemini(Family):
     """The client is built by a validator; each call says how often it may be tried."""
 
-    sends_once = True
+    most_requests = 1
     flags = frozenset()
 
     def base_url(self, chat: BaseChatModel) -> str | None:
@@ -284,9 +285,12 @@ class _Gemini(Family):
 class _LiteLLM(_ByKeyword):
     """Below the class's own retries lie those of LiteLLM and of the SDKs it uses.
 
-    What it makes up is taken out again: see `litellm.py`.
+    What it makes up is taken out again: see `litellm.py`. On an event loop its own HTTP client,
+    which some providers' models use, sends a request again if the connection is reset before the
+    reply; nothing turns that off (litellm 1.106).
     """
 
+    most_requests = 2
     flags = frozenset({"prefix", "partial", "continue_final_message"})
     marks = False
     more_fields = "model_kwargs"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from langchain_relay.engine.values import Mode
 
-__all__ = ["HOSTS", "HostRule", "Spelling", "first_fitting", "host_rule"]
+__all__ = ["HOSTS", "SERVERS", "HostRule", "Spelling", "first_fitting", "host_rule"]
 
 Spelling = Literal["prefix", "partial", "continue_final_message"]
 """How `flag` mode is written: a key of the last message, or vLLM's field of the request."""
@@ -209,12 +209,33 @@ HOSTS: tuple[HostRule, ...] = (
         addresses=("api.openai.com", *AZURE),
     ),
 )
-"""The table.
+"""The table."""
 
-Servers that anybody runs anywhere have no address of their own: give `mode="flag"` for vLLM and
-SGLang (docs.vllm.ai/en/latest/serving/openai_compatible_server.html, sglang pull request 4226) and
-for llama.cpp's llama-server, or probe. Read 2026-11-21. llama-server was tried (build 11434): in
-`prefill` mode it continues, too, but its reply repeats the draft, which only a probe finds out.
+SERVERS: tuple[HostRule, ...] = (
+    HostRule(
+        "vLLM",
+        "flag",
+        "docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
+        flag="continue_final_message",
+    ),
+    HostRule(
+        "SGLang",
+        "flag",
+        "github.com/sgl-project/sglang/pull/4226",
+        flag="continue_final_message",
+    ),
+    HostRule(
+        "llama.cpp's llama-server",
+        "flag",
+        "tried: make test-servers, build 11434",
+        flag="continue_final_message",
+    ),
+)
+"""Servers that anybody runs anywhere: they have no address of their own, so nothing fits by itself.
+
+The user says `mode="flag"`, which is spelled as here where nothing is known of the host, or probes.
+llama-server was tried (build 11434): in `prefill` mode it continues, too, but its reply repeats the
+draft, which only a probe finds out.
 """
 
 

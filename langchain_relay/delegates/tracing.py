@@ -93,7 +93,16 @@ def _describe(
         "ls_max_tokens": attempt.max_tokens,
         "ls_stop": None,
     }
-    manager.add_metadata(described, inherit=False)
+    manager.add_metadata({**_own(delegate, "metadata"), **described}, inherit=False)
+    manager.add_tags([*_own(delegate, "tags")], inherit=False)
+    callbacks = _own(delegate, "callbacks")
+    for handler in getattr(callbacks, "handlers", callbacks):
+        manager.add_handler(handler, inherit=False)
+
+
+def _own(delegate: Delegate, name: str) -> Any:
+    """What a user gave the wrapped chat model, which would have told it of its own runs."""
+    return getattr(getattr(delegate, "chat", None), name, None) or {}
 
 
 def open_child(parent: BaseRunManager, delegate: Delegate, attempt: Attempt) -> Any:

@@ -13,6 +13,7 @@ from langchain_relay.prices.book import (
 from langchain_relay.prices.local import LocalPrice, UsdPerHour
 from langchain_relay.prices.price import Price
 from langchain_relay.prices.reported import (
+    litellms_cost,
     reported_cost,
     reported_nanousd,
     reported_usage,
@@ -30,6 +31,7 @@ __all__ = [
     "UsdPerMillion",
     "UserPrice",
     "UserPrices",
+    "litellms_cost",
     "price_context",
     "reported_cost",
     "reported_nanousd",

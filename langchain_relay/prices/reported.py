@@ -30,13 +30,17 @@ def reported_nanousd(cost_usd: str) -> int:
 def reported_cost(metadata: Mapping[str, Any]) -> Any:
     """What a LangChain message's `response_metadata` says a request cost, in US dollars.
 
-    `cost` is langchain-openrouter's, `response_cost` langchain-litellm's, `token_usage.cost` what
-    ChatOpenAI passes on of OpenRouter's reply.
+    `cost` is langchain-openrouter's, `token_usage.cost` what ChatOpenAI passes on of OpenRouter's
+    reply. langchain-litellm's `response_cost` is no provider's: see `litellms_cost`.
     """
     usage = metadata.get("token_usage")
     within = usage.get("cost") if isinstance(usage, Mapping) else None
-    found = (metadata.get("cost"), metadata.get("response_cost"), within)
-    return next((cost for cost in found if cost is not None), None)
+    return within if metadata.get("cost") is None else metadata["cost"]
+
+
+def litellms_cost(metadata: Mapping[str, Any]) -> Any:
+    """What LiteLLM reckons by its own table a request cost, in US dollars."""
+    return metadata.get("response_cost")
 
 
 def reported_usage(usage: Usage | None) -> Usage | None:

@@ -128,6 +128,10 @@ async def test_a_call_costs_its_tokens_on_every_path(path: str, chained: bool):
         ({"told": {"service_tier": "flex"}}, (25_000 + 20_000) // 2),
         ({"told": {"cost": 0.25}}, 250_000_000),
         ({"told": {"response_cost": 0.5}, "name": "nobody-knows"}, 500_000_000),
+        (
+            {"told": {"response_cost": 0.5}, "usage": {"input_tokens": 100, "output_tokens": 0}},
+            25_000,
+        ),
         ({"told": {"token_usage": {"cost": "0.00000000051"}}}, 1),
         ({"told": {"cost": 0.25}, "usage": None}, 250_000_000),
         (

@@ -480,10 +480,10 @@ def test_a_reported_cost_that_is_none_is_an_error(cost: str):
     ("metadata", "cost"),
     [
         ({"cost": 0.25}, 0.25),
-        ({"response_cost": "0.5"}, "0.5"),
+        ({"response_cost": "0.5"}, None),
         ({"token_usage": {"cost": 0.75}}, 0.75),
         ({"cost": 0}, 0),
-        ({"cost": None, "response_cost": 0.5}, 0.5),
+        ({"cost": None, "token_usage": {"cost": 0.5}}, 0.5),
         ({"token_usage": None}, None),
         ({}, None),
     ],

@@ -126,9 +126,11 @@ def test_cached_tokens_are_read_under_every_name_langchain_gives_them(
     assert (delta.usage.cached_input_tokens, delta.usage.cache_write_tokens) == (read, written)
 
 
-@pytest.mark.parametrize("key", ["cost", "response_cost"])
-def test_a_cost_the_provider_reports_is_kept(key: str):
-    assert ChunkReader(object()).read(chunk(response_metadata={key: 1e-05})).cost_usd == "0.00001"
+def test_a_cost_the_provider_reports_is_kept_and_what_a_client_reckons_is_not():
+    told = chunk(response_metadata={"cost": 1e-05, "response_cost": 2e-05})
+    assert ChunkReader(object()).read(told).cost_usd == "0.00001"
+    reckoned = chunk(response_metadata={"response_cost": 2e-05})
+    assert ChunkReader(object()).read(reckoned).cost_usd is None
 
 
 @pytest.mark.parametrize("value", [None, "free", -1, float("nan"), float("inf"), True, "1e999999"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 
+import openai
 import pytest
+from langchain_openai import ChatOpenAI
 
+from langchain_relay.delegates import ChatModelDelegate, OpenAIDelegate
 from langchain_relay.delegates.continuation import LITERAL_MODES, Repeated
-from langchain_relay.delegates.hosts import HOSTS, host_rule
+from langchain_relay.delegates.hosts import HOSTS, SERVERS, HostRule, host_rule
 from langchain_relay.delegates.reasoning import REASONING, least_reasoning
 
 ANTHROPIC, GEMINI = ("ChatAnthropic",), ("ChatGoogleGenerativeAI",)
@@ -60,12 +63,23 @@ def test_the_first_row_that_fits_decides(classes, address, model, mode, flag):
 
 
 def test_every_row_has_a_page_a_date_and_a_spelling_where_it_needs_one():
-    for rule in HOSTS:
-        assert re.match(r"[a-z.-]+\.[a-z]+/", rule.source), rule.name
+    for rule in (*HOSTS, *SERVERS):
+        page_or_trial = r"[a-z.-]+\.[a-z]+/" if rule in HOSTS else r"[a-z.-]+\.[a-z]+/|tried: "
+        assert re.match(page_or_trial, rule.source), rule.name
         assert date(2026, 1, 1) <= rule.read <= datetime.now(UTC).date()
         assert (rule.flag is not None) == (rule.mode == "flag"), rule.name
         assert not rule.echoes or rule.mode in LITERAL_MODES
     assert all(rule.classes or rule.addresses for rule in HOSTS)
+    assert not any(rule.classes or rule.addresses for rule in SERVERS)
+
+
+@pytest.mark.parametrize("rule", SERVERS, ids=lambda rule: rule.name)
+def test_a_flag_for_a_server_without_an_address_is_spelled_as_its_row_says(rule: HostRule):
+    model = ChatOpenAI(model="m", api_key="k", base_url="http://127.0.0.1:8000/v1")
+    assert ChatModelDelegate(model, mode=rule.mode).fingerprint["flag"] == rule.flag
+    client = openai.OpenAI(api_key="k", base_url="http://127.0.0.1:8000/v1")
+    delegate = OpenAIDelegate(client, model="m", mode=rule.mode)
+    assert delegate.fingerprint["flag"] == rule.flag
 
 
 def test_every_row_decides_for_somebody():

@@ -7,10 +7,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.callbacks import (
+    BaseCallbackHandler,
+    CallbackManager,
+    UsageMetadataCallbackHandler,
+)
 from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import LLMResult
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers import LangChainTracer
 from langsmith import Client
 
@@ -156,3 +162,42 @@ async def test_langsmiths_costs_add_up_to_the_answers(path: str):
     usages = [one["usage_metadata"] for one in sent if "usage_metadata" in one]
     assert [usage["total_cost"] for usage in usages if "total_cost" in usage] == [18_000 / NANO]
     assert sum(usage["input_tokens"] == 12 for usage in usages) == 1
+
+
+class Told(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def on_chat_model_start(
+        self, *args: Any, tags: Any = (), metadata: Any = None, **kwargs: Any
+    ) -> None:
+        self.heard.append(("start", "mine" in tags, metadata.get("team"), metadata["ls_provider"]))
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        self.heard.append(response.generations[0][0].text)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("managed", [False, True])
+@pytest.mark.parametrize("twice", [False, True])
+async def test_handlers_of_the_wrapped_model_hear_of_its_attempts_once(
+    asynchronous: bool, managed: bool, twice: bool
+):
+    """As they would if the model were asked without a relay; and of nothing else."""
+    mine = Told()
+    hosted = FakeListChatModel(
+        responses=["blue"],
+        callbacks=CallbackManager([mine]) if managed else [mine],
+        tags=["mine"],
+        metadata={"team": "a", "ls_provider": "nobody"},
+    )
+    model = RelayChatModel(model=ScriptedLocal("It is <call>5</call>"), delegate=hosted)
+    config: RunnableConfig = {"callbacks": [mine]} if twice else {}
+    if asynchronous:
+        await model.ainvoke("?", config)
+    else:
+        model.invoke("?", config)
+    of_the_attempt = ("start", True, "a", "fakelistchatmodel")
+    assert mine.heard.count(of_the_attempt) == 1
+    assert mine.heard.count("blue") == 1
+    assert len(mine.heard) == (4 if twice else 2)
