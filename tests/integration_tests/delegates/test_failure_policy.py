@@ -116,6 +116,13 @@ def closed_port() -> str:
     return f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _free_ports() -> Iterator[None]:
+    yield
+    while _BOUND:
+        _BOUND.pop().close()
+
+
 # --- what an attempt at a mute host is ----------------------------------------------------------
 
 
