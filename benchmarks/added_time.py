@@ -9,7 +9,7 @@ after the last token: bare, from its last text to the end of the stream; relay, 
 last hosted text to the question for the local model's next token. (What the local model then
 needs to read the span and write on is its own time, and the topic `resume`.)
 
-The local model is a real GGUF; the server takes a core of its own, so give it `--threads 1`.
+The local model is a real GGUF with one decode thread, since the server takes a core of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -57,6 +57,7 @@ def hosted(delay_s: float) -> Iterator[Callable[[], str]]:
 
 def measure(plan: Plan, told: Told) -> list[Row]:
     """Sync and async, each against its bare client."""
+    plan = replace(plan, threads=1)
     tokens = 2 * (PART + SPAN_TOKENS)
     with (
         Worker(hosted, DELAY_S) as server,
