@@ -229,7 +229,7 @@ def _refused(error: DelegateError) -> Verdict:
 
 
 def kept() -> list[Probed]:
-    """All verdicts on disk the newest first."""
+    """All verdicts on disk, the newest first."""
     found = [_read(path) for path in sorted(_folder().glob("*.json"))]
     return sorted(filter(None, found), key=lambda probed: probed.day, reverse=True)
 

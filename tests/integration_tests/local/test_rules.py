@@ -8,35 +8,20 @@ import numpy as np
 import pytest
 
 from langchain_relay.engine.errors import LocalModelError, UsageMistake
-from langchain_relay.engine.events import Decode, Feed
+from langchain_relay.engine.events import Feed
 from langchain_relay.engine.values import Rule
+from tests.integration_tests.local.sessions import step, steps
 
 pytestmark = [pytest.mark.gguf, pytest.mark.xdist_group("gguf")]
 
-TIMEOUT_S = 60
 STORY = "Write a story about a cat and a lighthouse."
 DIGITS = Rule(grammar='root ::= "Code " [0-9] [0-9] [0-9] "-" [a-f]+ "."')
 SAMPLINGS = [{}, {"temperature": 1.0, "seed": 3}]
 
 
-def step(session, *append, **ask):
-    return session.decode(Decode(append, **ask)).result(TIMEOUT_S)
-
-
-def steps(session, n, rule, append=()):
-    got = []
-    for _ in range(n):
-        one = step(session, *append, rule=rule)
-        if one.eog:
-            break
-        got.append(one)
-        append = (one.id,)
-    return got
-
-
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded"])
 def test_text_follows_a_grammar_and_ends_where_it_ends(start, sampling):
-    text = "".join(one.text for one in steps(start(STORY, **sampling), 40, DIGITS))
+    text = "".join(one.text for one in steps(start(STORY, **sampling), 40, rule=DIGITS))
     assert re.fullmatch(r"Code \d\d\d-[a-f]+\.", text) or len(text) >= 30
     assert re.match(r"Code \d\d\d-[a-f]", text)
 
@@ -45,27 +30,27 @@ def test_the_grammar_begins_where_the_rule_does_and_foreign_text_is_not_its_busi
     session = start(STORY)
     free = step(session)
     session.feed(Feed((free.id, " said Ines. ")))
-    got = steps(session, 3, DIGITS)
+    got = steps(session, 3, rule=DIGITS)
     session.feed(Feed((got[-1].id, " (no code) ")))
-    rest = steps(session, 30, DIGITS)
+    rest = steps(session, 30, rule=DIGITS)
     assert re.match(r"Code \d\d\d-[a-f]", "".join(one.text for one in [*got, *rest]))
 
 
 def test_a_rewind_takes_the_grammar_back(start):
-    straight = [one.text for one in steps(start(STORY), 12, DIGITS)]
+    straight = [one.text for one in steps(start(STORY), 12, rule=DIGITS)]
     session = start(STORY)
-    got = steps(session, 6, DIGITS)
+    got = steps(session, 6, rule=DIGITS)
     again = step(session, rewind=2, rule=DIGITS)
     assert again.text == straight[3]
-    rest = steps(session, 8, DIGITS, (again.id,))
+    rest = steps(session, 8, (again.id,), rule=DIGITS)
     assert [one.text for one in [*got[:3], again, *rest]] == straight[: 4 + len(rest)]
 
 
 def test_another_grammar_begins_anew(start):
     session = start(STORY)
-    got = steps(session, 4, DIGITS)
+    got = steps(session, 4, rule=DIGITS)
     yes = Rule(grammar='root ::= "yes" | "no"')
-    rest = steps(session, 5, yes, (got[-1].id,))
+    rest = steps(session, 5, (got[-1].id,), rule=yes)
     assert "".join(one.text for one in rest) in {"yes", "no"}
 
 
@@ -100,7 +85,7 @@ def test_checking_the_candidate_gives_what_masking_first_gives(start, steady):
 def test_the_hidden_state_comes_with_its_step(start):
     session = start(STORY)
     rule = Rule(signals=frozenset({"hidden", "entropy"}))
-    first, second = steps(session, 2, rule)
+    first, second = steps(session, 2, rule=rule)
     for one in (first, second):
         assert one.signals["hidden"].shape == (576,)
         assert np.isfinite(one.signals["hidden"]).all()
@@ -112,12 +97,12 @@ def test_the_hidden_state_comes_with_its_step(start):
 
 
 def test_asking_for_the_hidden_state_changes_no_text(start):
-    plain = [one.id for one in steps(start(STORY), 12, Rule())]
+    plain = [one.id for one in steps(start(STORY), 12, rule=Rule())]
     hidden = Rule(signals=frozenset({"hidden"}))
-    assert [one.id for one in steps(start(STORY), 12, hidden)] == plain
+    assert [one.id for one in steps(start(STORY), 12, rule=hidden)] == plain
     session = start(STORY)
-    got = steps(session, 6, Rule())
-    rest = steps(session, 6, hidden, (got[-1].id,))
+    got = steps(session, 6, rule=Rule())
+    rest = steps(session, 6, (got[-1].id,), rule=hidden)
     assert [one.id for one in [*got, *rest]] == plain
 
 
